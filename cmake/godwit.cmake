@@ -1,0 +1,45 @@
+# One CMake target per folder of src/: godwit_library(base SOURCES ... DEPS ...) makes godwit_base, and
+# every *_test.cc of the folder becomes part of base_test, run by ctest test by test.
+
+add_library(godwit_options INTERFACE)
+target_include_directories(godwit_options INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_BINARY_DIR}/src)
+target_compile_options(godwit_options INTERFACE -Wall -Wextra $<$<BOOL:${GODWIT_WERROR}>:-Werror>
+  $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-Wno-gnu-statement-expression>)
+target_compile_definitions(godwit_options INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64)
+
+function(godwit_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PROTOS" ${ARGN})
+  add_library(godwit_${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(godwit_${name} PUBLIC godwit_options ${ARG_DEPS})
+  foreach(proto ${ARG_PROTOS})
+    godwit_proto(godwit_${name} ${proto})
+  endforeach()
+  file(GLOB tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
+  if(GODWIT_TESTS AND tests)
+    godwit_test(${name} SOURCES ${tests} DEPS godwit_${name})
+  endif()
+endfunction()
+
+# godwit_test(name SOURCES ... DEPS ...): one gtest program, ctest runs each of its tests.
+function(godwit_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name}_test ${ARG_SOURCES})
+  target_link_libraries(${name}_test PRIVATE ${ARG_DEPS} GTest::gtest GTest::gtest_main Threads::Threads)
+  include(GoogleTest)
+  gtest_discover_tests(${name}_test TEST_PREFIX "${name}." DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 300)
+endfunction()
+
+# Generates FOLDER/x.pb.{h,cc} so that it is included as "FOLDER/x.pb.h".
+function(godwit_proto target proto)
+  get_filename_component(stem ${proto} NAME_WE)
+  file(RELATIVE_PATH folder ${CMAKE_SOURCE_DIR}/src ${CMAKE_CURRENT_SOURCE_DIR})
+  set(out ${CMAKE_BINARY_DIR}/src/${folder}/${stem}.pb)
+  file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/src/${folder})
+  add_custom_command(OUTPUT ${out}.cc ${out}.h
+    COMMAND protobuf::protoc --proto_path=${CMAKE_SOURCE_DIR}/src --cpp_out=${CMAKE_BINARY_DIR}/src
+            ${CMAKE_CURRENT_SOURCE_DIR}/${proto}
+    DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${proto} VERBATIM)
+  target_sources(${target} PRIVATE ${out}.cc ${out}.h)
+  set_source_files_properties(${out}.cc PROPERTIES COMPILE_OPTIONS -w)
+  target_link_libraries(${target} PUBLIC protobuf::libprotobuf)
+endfunction()
