@@ -19,7 +19,7 @@ Result<void> write_full(int fd, std::span<const std::byte> data);
 // The whole of a (proc, sys or regular) file.
 Result<std::string> read_file(const std::string& path);
 Result<std::string> read_file_at(int dirfd, const std::string& path);
-Result<void> write_file(const std::string& path, std::string_view data);  // Existing file, one write.
+Result<void> write_file(const std::string& path, std::string_view data);  // One write.
 
 // Written to a temporary name, synced (if `durable`) and renamed: readers see the old or the new
 // content, never a part.

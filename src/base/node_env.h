@@ -17,7 +17,9 @@ struct NodeEnv {
   std::string bridge = "godwit0";               // Capsules' veths are ports of it.
   std::string libexec_dir = "/usr/libexec/godwit";  // godwit-init, godwit-worker.
 
-  std::string capsule_run_dir(const CapsuleId& id) const { return run_dir + "/capsules/" + id.value; }
+  std::string capsule_run_dir(const CapsuleId& id) const {
+    return run_dir + "/capsules/" + id.value;
+  }
   std::string capsule_state_dir(const CapsuleId& id) const {
     return state_dir + "/capsules/" + id.value;
   }

@@ -66,7 +66,8 @@ Error make_error(Errc code, fmt::format_string<Args...> format, Args&&... args) 
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit by design
+  // Implicit by design: `return value;` and `return error;` both make a Result.
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT
 
   bool ok() const { return state_.index() == 0; }
