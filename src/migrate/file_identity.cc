@@ -1,0 +1,181 @@
+#include "migrate/file_identity.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <functional>
+#include <memory>
+#include <set>
+
+#include "base/io.h"
+
+namespace godwit::migrate {
+namespace {
+
+constexpr std::size_t read_bytes = 1 << 20;
+// Not in linux/magic.h of every release.
+constexpr long lustre_magic = 0x0BD00BD0;
+constexpr long gpfs_magic = 0x47504653;
+constexpr long beegfs_magic = 0x19830326;
+
+bool caches_per_node(long fs_type) {
+  switch (fs_type) {
+    case NFS_SUPER_MAGIC:
+    case SMB_SUPER_MAGIC:
+    case static_cast<long>(CIFS_SUPER_MAGIC):
+    case static_cast<long>(SMB2_SUPER_MAGIC):
+    case CEPH_SUPER_MAGIC:
+    case AFS_SUPER_MAGIC:
+    case FUSE_SUPER_MAGIC:
+    case V9FS_MAGIC:
+    case lustre_magic:
+    case gpfs_magic:
+    case beegfs_magic: return true;
+    default: return false;
+  }
+}
+
+std::int64_t to_ns(const timespec& t) {
+  return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+// Character devices of a capsule are the node's own; what matters is that there is one.
+bool content_matters(const struct stat& st) { return S_ISREG(st.st_mode); }
+
+void for_each_ref(image::Capsule& capsule, const std::function<void(image::FileRef&)>& visit) {
+  for (image::Process& process : *capsule.mutable_processes())
+    for (image::FileRef& ref : *process.mutable_mm()->mutable_mapped()) visit(ref);
+  for (image::OpenFile& file : *capsule.mutable_files())
+    if (file.has_ref()) visit(*file.mutable_ref());
+}
+
+}  // namespace
+
+FileIdentity::FileIdentity(std::string root, std::vector<std::string> shared_dirs)
+    : root_(std::move(root)), shared_dirs_(std::move(shared_dirs)) {}
+
+bool FileIdentity::shared(const std::string& path) const {
+  for (const std::string& dir : shared_dirs_)
+    if (path.starts_with(dir) &&
+        (path.size() == dir.size() || path[dir.size()] == '/' || dir.ends_with('/')))
+      return true;
+  return false;
+}
+
+Result<std::uint64_t> FileIdentity::content_hash(const std::string& host_path) {
+  UniqueFd fd = TRY(open_fd(host_path, O_RDONLY));
+  struct stat st{};
+  if (::fstat(fd.get(), &st) != 0) return os_error(fmt::format("fstat({})", host_path));
+  Key key{st.st_dev, st.st_ino, st.st_size, to_ns(st.st_mtim), to_ns(st.st_ctim)};
+  auto known = hashes_.find(key);
+  if (known != hashes_.end()) return known->second;
+
+  std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
+                                                                &XXH3_freeState);
+  INVARIANT(state != nullptr && XXH3_64bits_reset(state.get()) == XXH_OK);
+  std::vector<std::byte> buffer(read_bytes);
+  while (true) {
+    ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return os_error(fmt::format("read({})", host_path));
+    if (n == 0) break;
+    XXH3_64bits_update(state.get(), buffer.data(), static_cast<std::size_t>(n));
+  }
+  std::uint64_t hash = XXH3_64bits_digest(state.get());
+  hashes_[key] = hash;
+  return hash;
+}
+
+Result<void> FileIdentity::identify(image::Capsule& capsule, std::vector<std::string>& reasons) {
+  Result<void> outcome;
+  std::set<std::string> refused;
+  for_each_ref(capsule, [&](image::FileRef& ref) {
+    if (!outcome.ok() || ref.where() != image::FileRef::SHARED) return;
+    std::string host_path = root_ + ref.path();
+    struct stat st{};
+    if (::stat(host_path.c_str(), &st) != 0) {
+      outcome = os_error(fmt::format("stat({})", ref.path()));
+      return;
+    }
+    ref.set_size(static_cast<std::uint64_t>(st.st_size));
+    ref.set_mtime_ns(to_ns(st.st_mtim));
+    ref.set_mode(st.st_mode);
+    if (!content_matters(st) || shared(ref.path())) return;
+    if (ref.written()) {
+      if (refused.insert(ref.path()).second)
+        reasons.push_back(fmt::format(
+            "the file {} is open for writing and is on this node only: put it below a shared "
+            "directory or the capsule's /tmp",
+            ref.path()));
+      return;
+    }
+    Result<std::uint64_t> hash = content_hash(host_path);
+    if (!hash.ok()) {
+      outcome = std::move(hash).error().with(fmt::format("identify {}", ref.path()));
+      return;
+    }
+    ref.set_content_hash(*hash);
+  });
+  return outcome;
+}
+
+Result<void> FileIdentity::flush_shared(const image::Capsule& capsule) {
+  std::set<std::string> flushed;
+  auto flush = [&](const image::FileRef& ref) -> Result<void> {
+    if (ref.where() != image::FileRef::SHARED || !ref.written() || !S_ISREG(ref.mode()) ||
+        !flushed.insert(ref.path()).second)
+      return {};
+    std::string host_path = root_ + ref.path();
+    struct statfs fs{};
+    if (::statfs(host_path.c_str(), &fs) != 0) return os_error(fmt::format("statfs({})", ref.path()));
+    if (!caches_per_node(static_cast<long>(fs.f_type))) return {};
+    UniqueFd fd = TRY(open_fd(host_path, O_RDONLY));
+    if (::fsync(fd.get()) != 0) return os_error(fmt::format("fsync({})", ref.path()));
+    return {};
+  };
+  for (const image::Process& process : capsule.processes())
+    for (const image::FileRef& ref : process.mm().mapped()) TRY(flush(ref));
+  for (const image::OpenFile& file : capsule.files())
+    if (file.has_ref()) TRY(flush(file.ref()));
+  return {};
+}
+
+Result<void> FileIdentity::compare(const image::Capsule& capsule,
+                                   std::vector<std::string>& reasons) {
+  std::set<std::string> seen;
+  auto check = [&](const image::FileRef& ref) -> Result<void> {
+    if (ref.where() != image::FileRef::SHARED || !seen.insert(ref.path()).second) return {};
+    std::string host_path = root_ + ref.path();
+    struct stat st{};
+    if (::stat(host_path.c_str(), &st) != 0) {
+      if (errno != ENOENT && errno != ENOTDIR) return os_error(fmt::format("stat({})", ref.path()));
+      reasons.push_back(fmt::format("{} does not exist on the target", ref.path()));
+      return {};
+    }
+    if ((st.st_mode & S_IFMT) != (ref.mode() & S_IFMT)) {
+      reasons.push_back(fmt::format("{} is another kind of file on the target", ref.path()));
+      return {};
+    }
+    if (!content_matters(st)) return {};
+    if (static_cast<std::uint64_t>(st.st_size) != ref.size()) {
+      reasons.push_back(fmt::format("{} has {} bytes on the target, {} on the source", ref.path(),
+                                    st.st_size, ref.size()));
+      return {};
+    }
+    if (ref.content_hash() == 0) return {};
+    if (TRY(content_hash(host_path)) != ref.content_hash())
+      reasons.push_back(fmt::format("{} has other content on the target", ref.path()));
+    return {};
+  };
+  for (const image::Process& process : capsule.processes())
+    for (const image::FileRef& ref : process.mm().mapped()) TRY(check(ref));
+  for (const image::OpenFile& file : capsule.files())
+    if (file.has_ref()) TRY(check(file.ref()));
+  return {};
+}
+
+}  // namespace godwit::migrate
