@@ -1,0 +1,76 @@
+// A capsule without its program: namespaces, control groups, private directories, network, and the
+// godwit-init that holds them. `run` makes one and spawns into it; the target of a migration makes
+// one and restores into it.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+
+#include "base/ids.h"
+#include "base/node_env.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "capsule/init_client.h"
+#include "image/image.pb.h"
+#include "sys/cgroup.h"
+
+namespace godwit::capsule {
+
+class Shell {
+ public:
+  // Makes everything, network gate closed. After an error nothing is left. The caller may have threads.
+  static Result<Shell> create(const NodeEnv& env, const image::CapsuleSpec& spec);
+
+  // An existing one, made by whichever process. Errc::not_found if there is none (or a part of one:
+  // then `destroy(env, id)` clears it).
+  static Result<Shell> open(const NodeEnv& env, const CapsuleId& id);
+
+  // Kills everything in it and removes everything, from the run directory alone, whatever is left of it and
+  // however often it is called. Success means nothing is left.
+  static Result<void> destroy(const NodeEnv& env, const CapsuleId& id);
+  Result<void> destroy();
+
+  Shell(Shell&&) noexcept;
+  Shell& operator=(Shell&&) noexcept;
+  ~Shell();  // Leaves the capsule alone.
+
+  const CapsuleId& id() const { return id_; }
+  const image::CapsuleSpec& spec() const { return spec_; }
+
+  InitClient& init() { return *init_; }
+  pid_t init_pid() const { return init_->init_pid(); }  // As this process numbers it.
+
+  const sys::CgroupGroup& group() const { return *group_; }  // Both leaves; accounts.
+  const sys::CgroupGroup& tree() const { return *tree_; }    // What is frozen; limits.
+  const std::string& freezer_path() const { return freezer_path_; }
+  bool freezer_v2() const { return tree_->freezer_v2(); }
+
+  // Whether frames pass between the bridge and the capsule. Without a bridge or an address: nothing to do.
+  Result<void> gate(bool open);
+  // Tells the link that the address is here now (gratuitous ARP). The socket was opened before.
+  Result<void> announce();
+
+  // Names that follow from the id alone.
+  static std::string socket_path(const NodeEnv& env, const CapsuleId& id);
+  static std::string cgroup_name(const NodeEnv& env, const CapsuleId& id);
+  static std::string link_name(const CapsuleId& id);  // The outer end of the veth pair.
+
+ private:
+  Shell();
+  Result<void> adopt();  // From what exists: groups, init, network handles.
+
+  NodeEnv env_;
+  CapsuleId id_;
+  image::CapsuleSpec spec_;
+  std::unique_ptr<InitClient> init_;
+  std::unique_ptr<sys::CgroupGroup> group_;
+  std::unique_ptr<sys::CgroupGroup> tree_;
+  std::string freezer_path_;
+  UniqueFd rtnetlink_;  // In the node's network namespace.
+  UniqueFd arp_;        // Packet socket in the capsule's.
+  int inner_index_ = 0;
+};
+
+}  // namespace godwit::capsule
