@@ -43,3 +43,21 @@ function(godwit_proto target proto)
   set_source_files_properties(${out}.cc PROPERTIES COMPILE_OPTIONS -w)
   target_link_libraries(${target} PUBLIC protobuf::libprotobuf)
 endfunction()
+
+# The same for gRPC services: FOLDER/x.grpc.pb.{h,cc}, of a proto whose messages another target has. Only
+# src/rpc uses it: gRPC's headers cost seconds per translation unit.
+function(godwit_grpc target proto)
+  get_filename_component(stem ${proto} NAME_WE)
+  get_filename_component(source ${proto} ABSOLUTE)
+  get_filename_component(source_dir ${source} DIRECTORY)
+  file(RELATIVE_PATH folder ${CMAKE_SOURCE_DIR}/src ${source_dir})
+  set(out ${CMAKE_BINARY_DIR}/src/${folder}/${stem}.grpc.pb)
+  file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/src/${folder})
+  add_custom_command(OUTPUT ${out}.cc ${out}.h
+    COMMAND protobuf::protoc --proto_path=${CMAKE_SOURCE_DIR}/src --grpc_out=${CMAKE_BINARY_DIR}/src
+            --plugin=protoc-gen-grpc=$<TARGET_FILE:gRPC::grpc_cpp_plugin> ${source}
+    DEPENDS ${source} VERBATIM)
+  target_sources(${target} PRIVATE ${out}.cc ${out}.h)
+  set_source_files_properties(${out}.cc PROPERTIES COMPILE_OPTIONS "-w;-O1;-g0")
+  target_link_libraries(${target} PUBLIC gRPC::grpc++)
+endfunction()

@@ -14,7 +14,7 @@ SRC = ROOT / "src"
 LAYER = {
     "base": 0,
     "sys": 1, "image": 1, "wire": 1, "model": 1, "policy": 1, "gossip": 1,
-    "transport": 2, "capture": 2, "restore": 2, "memory": 2, "sockets": 2,
+    "rpc": 2, "transport": 2, "capture": 2, "restore": 2, "memory": 2, "sockets": 2,
     "backend": 3, "capsule": 3,
     "migrate": 4,
     "daemon": 5, "sim": 5,
@@ -22,11 +22,11 @@ LAYER = {
 # Layer 1 is pure but for sys; the schemas may be shared among pure folders.
 SIBLINGS_ALLOWED = {("wire", "image")}
 # Clients talk to a daemon, so they see its messages; `local` builds nodes and needs the kernel too.
-CLIENTS = {"cli": {"base", "wire", "local", "image"}, "local": {"base", "sys"}}
+CLIENTS = {"cli": {"base", "wire", "rpc", "local", "image"}, "local": {"base", "sys"}}
 # A library's headers appear in one folder, so that it can be replaced there.
 LIBRARY_HOMES = {
     "spdlog/": {"base"},
-    "grpcpp/": {"daemon", "cli"},
+    "grpcpp/": {"rpc"},
     "sqlite3.h": {"daemon"},
     "toml++/": {"daemon"},
     "CLI/": {"cli"},

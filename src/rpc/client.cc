@@ -1,0 +1,266 @@
+#include "rpc/client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include "base/io.h"
+#include "rpc/attach_reader.h"
+#include "rpc/status.h"
+#include "wire/api.grpc.pb.h"
+#include "wire/node.grpc.pb.h"
+
+namespace godwit::rpc {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// Longest that a call which changes something may take before the caller stops waiting.
+constexpr seconds change_limit{60};
+
+class ClientAttachStream final : public AttachStream {
+ public:
+  explicit ClientAttachStream(std::unique_ptr<grpc::ClientContext> context, api::Api::Stub& stub)
+      : context_(std::move(context)), stream_(stub.Attach(context_.get())) {}
+  // The stream must have been finished before it is destroyed: gRPC demands it.
+  ~ClientAttachStream() override {
+    if (!finished_) {
+      context_->TryCancel();
+      stream_->Finish().IgnoreError();
+    }
+  }
+  bool write(const api::AttachRequest& request) override { return stream_->Write(request); }
+  bool read(api::AttachReply& reply) override { return stream_->Read(&reply); }
+  void writes_done() override { stream_->WritesDone(); }
+  void cancel() override { context_->TryCancel(); }
+  Result<void> finish() override {
+    finished_ = true;
+    const grpc::Status status = stream_->Finish();
+    if (!status.ok()) return from_status(status);
+    return {};
+  }
+
+ private:
+  std::unique_ptr<grpc::ClientContext> context_;
+  std::unique_ptr<grpc::ClientReaderWriter<api::AttachRequest, api::AttachReply>> stream_;
+  bool finished_ = false;
+};
+
+class ApiClientImpl final : public ApiClient {
+ public:
+  // `query` of zero: no deadlines (a person waits, and can press ^C).
+  ApiClientImpl(std::shared_ptr<grpc::Channel> channel, bool send_uid, milliseconds query)
+      : stub_(api::Api::NewStub(channel)), send_uid_(send_uid), query_(query) {}
+
+  Result<api::RunReply> run(const Call& c, const api::RunRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Run);
+  }
+  Result<api::PsReply> ps(const Call& c, const api::PsRequest& q) override {
+    return unary(c, q, query_, &api::Api::Stub::Ps);
+  }
+  Result<api::NodesReply> nodes(const Call& c, const api::NodesRequest& q) override {
+    return unary(c, q, query_, &api::Api::Stub::Nodes);
+  }
+  Result<api::WaitReply> wait(const Call& c, const api::WaitRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Wait);
+  }
+  Result<api::SignalReply> signal(const Call& c, const api::SignalRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Signal);
+  }
+  Result<api::KillReply> kill(const Call& c, const api::KillRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Kill);
+  }
+  Result<api::FreezeReply> freeze(const Call& c, const api::FreezeRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Freeze);
+  }
+  Result<api::CanMigrateReply> can_migrate(const Call& c,
+                                           const api::CanMigrateRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::CanMigrate);
+  }
+  Result<api::HistoryReply> history(const Call& c, const api::HistoryRequest& q) override {
+    return unary(c, q, query_, &api::Api::Stub::History);
+  }
+  Result<api::DoctorReply> doctor(const Call& c, const api::DoctorRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Doctor);
+  }
+  Result<api::ResolveReply> resolve(const Call& c, const api::ResolveRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Resolve);
+  }
+  Result<api::RemoveReply> remove(const Call& c, const api::RemoveRequest& q) override {
+    return unary(c, q, change_limit, &api::Api::Stub::Remove);
+  }
+  Result<void> logs(const Call& c, const api::LogsRequest& q, Sink<api::LogsChunk>& sink) override {
+    return streaming(c, q, sink, &api::Api::Stub::Logs);
+  }
+  Result<void> migrate(const Call& c, const api::MigrateRequest& q,
+                       Sink<api::MigrateEvent>& sink) override {
+    return streaming(c, q, sink, &api::Api::Stub::Migrate);
+  }
+
+  // Only daemons use it: an attachment whose capsule is on another node.
+  Result<void> attach(const Call& call, const api::AttachRequest::Open& open,
+                      AttachChannel& channel) override;
+
+  std::unique_ptr<AttachStream> open_attach(const Call& call) override {
+    return std::make_unique<ClientAttachStream>(context(call, milliseconds(0)), *stub_);
+  }
+
+ private:
+  std::unique_ptr<grpc::ClientContext> context(const Call& call, milliseconds limit) const {
+    auto context = std::make_unique<grpc::ClientContext>();
+    if (send_uid_) context->AddMetadata("godwit-uid", fmt::format("{}", call.uid));
+    if (send_uid_ && limit.count() > 0) {
+      context->set_deadline(std::chrono::system_clock::now() + limit);
+    }
+    return context;
+  }
+
+  template <typename Request, typename Reply>
+  Result<Reply> unary(const Call& call, const Request& request, milliseconds limit,
+                      grpc::Status (api::Api::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                             Reply*)) {
+    Reply reply;
+    auto ctx = context(call, limit);
+    const grpc::Status status = (stub_.get()->*method)(ctx.get(), request, &reply);
+    if (!status.ok()) return from_status(status);
+    return reply;
+  }
+
+  template <typename Request, typename Message>
+  Result<void> streaming(const Call& call, const Request& request, Sink<Message>& sink,
+                         std::unique_ptr<grpc::ClientReader<Message>> (api::Api::Stub::*method)(
+                             grpc::ClientContext*, const Request&)) {
+    auto ctx = context(call, milliseconds(0));
+    auto reader = (stub_.get()->*method)(ctx.get(), request);
+    Message message;
+    while (reader->Read(&message)) {
+      if (!sink.write(message)) ctx->TryCancel();
+    }
+    const grpc::Status status = reader->Finish();
+    if (!status.ok()) return from_status(status);
+    return {};
+  }
+
+  std::unique_ptr<api::Api::Stub> stub_;
+  bool send_uid_;
+  milliseconds query_;
+};
+
+Result<void> ApiClientImpl::attach(const Call& call, const api::AttachRequest::Open& open,
+                                   AttachChannel& channel) {
+  auto upstream = open_attach(call);
+  api::AttachRequest first;
+  *first.mutable_open() = open;
+  upstream->write(first);
+  AttachReader to_owner(
+      channel, [&](const api::AttachRequest& request) { return upstream->write(request); },
+      [&] {
+        // If the client is dead (and not only we are), the owner needn't keep output for it.
+        if (call.is_cancelled()) {
+          api::AttachRequest detach;
+          detach.mutable_detach();
+          upstream->write(detach);
+        }
+        upstream->writes_done();
+      });
+  api::AttachReply reply;
+  bool last = false;
+  while (!last && upstream->read(reply)) {
+    last = reply.has_exited() || reply.has_closed();
+    if (!channel.write(reply)) break;
+  }
+  if (last) return {};
+  upstream->cancel();
+  auto finished = upstream->finish();
+  auto* closed = reply.mutable_closed();
+  closed->set_code(static_cast<std::uint32_t>(Errc::peer_lost));
+  closed->set_reason(finished.ok() ? "the stream ended" : finished.error().what());
+  closed->set_again(true);
+  channel.write(reply);
+  return {};
+}
+
+class NodeClientImpl final : public NodeClient {
+ public:
+  NodeClientImpl(std::string name, std::shared_ptr<grpc::Channel> channel, milliseconds query)
+      : name_(std::move(name)),
+        stub_(node::Node::NewStub(channel)),
+        api_(channel, true, query),
+        query_(query) {}
+
+  ApiClient& api() override { return api_; }
+  Result<api::NodeInfo> status(const node::StatusRequest& q) override {
+    return unary(q, query_, &node::Node::Stub::Status);
+  }
+  Result<node::FindReply> find(const node::FindRequest& q) override {
+    return unary(q, query_, &node::Node::Stub::Find);
+  }
+  Result<node::ClaimNameReply> claim_name(const node::ClaimNameRequest& q) override {
+    return unary(q, query_, &node::Node::Stub::ClaimName);
+  }
+  Result<node::ReserveReply> reserve(const std::string&, const node::ReserveRequest& q) override {
+    return unary(q, seconds(15), &node::Node::Stub::Reserve);
+  }
+  Result<node::ReleaseReply> release(const std::string&, const node::ReleaseRequest& q) override {
+    return unary(q, seconds(5), &node::Node::Stub::Release);
+  }
+  Result<node::OutcomeReply> outcome(const std::string&, const node::OutcomeRequest& q) override {
+    return unary(q, seconds(5), &node::Node::Stub::Outcome);
+  }
+
+ private:
+  template <typename Request, typename Reply>
+  Result<Reply> unary(const Request& request, milliseconds limit,
+                      grpc::Status (node::Node::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                               Reply*)) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + limit);
+    Reply reply;
+    const grpc::Status status = (stub_.get()->*method)(&context, request, &reply);
+    if (!status.ok()) return from_status(status).with(fmt::format("node {}", name_));
+    return reply;
+  }
+
+  std::string name_;
+  std::unique_ptr<node::Node::Stub> stub_;
+  ApiClientImpl api_;
+  milliseconds query_;
+};
+
+grpc::ChannelArguments channel_arguments() {
+  grpc::ChannelArguments arguments;
+  // A daemon that restarts is back within a second; don't wait longer to see it.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 200);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // What was sent once may have been done.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  return arguments;
+}
+
+}  // namespace
+
+std::unique_ptr<ApiClient> connect_unix(const std::string& path) {
+  auto channel = grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(),
+                                           channel_arguments());
+  return std::make_unique<ApiClientImpl>(std::move(channel), false, milliseconds(0));
+}
+
+Result<std::unique_ptr<NodeClient>> connect_node(const std::string& name,
+                                                 const std::string& address, const TlsFiles& tls,
+                                                 milliseconds query) {
+  grpc::SslCredentialsOptions options;
+  options.pem_root_certs = TRY(read_file(tls.ca));
+  options.pem_cert_chain = TRY(read_file(tls.certificate));
+  options.pem_private_key = TRY(read_file(tls.key));
+  grpc::ChannelArguments arguments = channel_arguments();
+  arguments.SetSslTargetNameOverride(name);  // The certificate names the node, not its address.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 2000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  auto channel = grpc::CreateCustomChannel(address, grpc::SslCredentials(options), arguments);
+  return std::unique_ptr<NodeClient>(
+      std::make_unique<NodeClientImpl>(name, std::move(channel), query));
+}
+
+}  // namespace godwit::rpc
