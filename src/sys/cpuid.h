@@ -1,0 +1,32 @@
+// What this processor offers to programs: the raw feature leaves of CPUID and XCR0, comparable
+// between nodes. A program may go to a target only if the target has every feature it could have
+// seen at its start, since libraries choose their code by it once and never look again.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+
+namespace godwit::sys {
+
+// Packed, little-endian: a version byte, a count byte, then records of {u32 leaf, u32 subleaf, u32
+// eax, ebx, ecx, edx}. XCR0 is the record of leaf 0xffffffff (eax low, edx high). Opaque to others.
+std::string cpu_features();
+
+// Features of `source` that `target` lacks, in words ("avx512f"; "leaf 7.1 eax bit 9" where it has
+// no name here). Empty: everything is there. Fails on bytes that are not from cpu_features().
+Result<std::vector<std::string>> missing_features(std::string_view source, std::string_view target);
+
+// All that are there, in words, for doctor.
+Result<std::vector<std::string>> feature_names(std::string_view features);
+
+// Size in bytes of the XSAVE area (standard form) for what XCR0 enables.
+std::uint32_t xsave_bytes();
+
+// "Intel(R) Xeon(R) ...", trimmed.
+std::string cpu_model();
+
+}  // namespace godwit::sys
