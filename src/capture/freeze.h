@@ -1,0 +1,107 @@
+// Stops a process tree such that it can be looked at, and puts everything back unless told otherwise.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "image/image.pb.h"
+#include "sys/proc.h"
+#include "sys/remote.h"
+
+namespace godwit::capture {
+
+// The tree: everything in the cgroup `tree` of a capsule.
+struct TreeRef {
+  std::string freezer_path;  // Directory of the cgroup in the hierarchy that freezes.
+  bool freezer_v2 = true;
+  pid_t init_pid = 0;        // godwit-init of the capsule, as this node sees it.
+};
+
+struct FreezeHints {
+  // For the last freeze of a migration: measure since when sleeping threads sleep, so that timeouts can
+  // be continued on another kernel (sleep_clock.h). Costs about 25 us a thread before anything is stopped.
+  bool measure_sleeps = false;
+};
+
+struct FrozenThread : sys::StoppedThread {
+  // CLOCK_MONOTONIC (of this process) since when it has been in its system call: never earlier than
+  // the truth, so that a timeout computed from it never ends early.
+  std::optional<std::int64_t> asleep_since_ns;
+};
+
+struct FrozenProcess {
+  pid_t pid = 0;         // As this node sees it.
+  pid_t pid_inside = 0;  // As the capsule sees it.
+  UniqueFd pidfd;
+  std::vector<FrozenThread> threads;  // The leader first.
+  std::optional<sys::RemoteProcess> remote;
+};
+
+// Owns the stop: the destructor lets the tree go on, on this node, as if nothing had been.
+// Threads: everything must be called on the thread that called freeze(), since ptrace binds a tracee to it.
+class FrozenTree {
+ public:
+  FrozenTree(FrozenTree&&) noexcept;
+  FrozenTree& operator=(FrozenTree&&) = delete;
+  ~FrozenTree();
+
+  std::vector<FrozenProcess>& processes() { return processes_; }
+  Result<FrozenProcess*> find(pid_t pid_inside);
+  pid_t node_pid(pid_t pid_inside) const;  // 0: no such process.
+  std::int64_t frozen_at_ns() const { return frozen_at_ns_; }  // CLOCK_MONOTONIC
+
+  // Opened at first use. Its arena, if one gets mapped, is unmapped by thaw(), seal() and the destructor.
+  Result<sys::RemoteProcess*> remote(FrozenProcess& process);
+
+  // Exact; see describe.h for what belongs in it. Injects.
+  Result<void> describe(image::Capsule& capsule);
+
+  // Freezes the cgroup again: from here the death of this process leaves the tree held, and nothing can be injected.
+  Result<void> seal();
+  // The destructor will no longer thaw: somebody else runs the program now, or may be running it.
+  void commit() { committed_ = true; }
+  // Rollback, with its error. The tree runs when this returns, even on error, as far as possible.
+  Result<void> thaw();
+
+ private:
+  friend Result<FrozenTree> freeze(const TreeRef&, const FreezeHints&);
+  friend Result<void> recover(const TreeRef&);
+  explicit FrozenTree(TreeRef tree) : tree_(std::move(tree)) {}
+
+  struct Known;  // What was found out about a thread while it was still running.
+  Result<std::vector<Known>> look_before(const FreezeHints& hints) const;
+  Result<void> hold();
+  Result<void> seize_all(std::vector<Known>& known);
+  Result<bool> seize_new(std::vector<Known>& known);
+  Result<void> collect(Known& known);
+  Result<void> settle_orphans();
+  Result<void> unhold();
+  Result<void> unmap_arenas();
+  FrozenProcess& process_of(pid_t pid, pid_t pid_inside);
+
+  TreeRef tree_;
+  std::vector<FrozenProcess> processes_;
+  std::int64_t frozen_at_ns_ = 0;
+  bool held_ = false;       // The cgroup is frozen by us.
+  bool seized_ = false;     // Threads are in ptrace stop.
+  bool committed_ = false;
+};
+
+// On failure the tree runs on, as it does when the answer goes out of scope.
+Result<FrozenTree> freeze(const TreeRef& tree, const FreezeHints& hints = {});
+
+// After the death of a tracer: puts interrupted system calls in order and thaws. Harmless on a tree that runs.
+Result<void> recover(const TreeRef& tree);
+
+// Every thread id in the tree, as this node sees it.
+Result<std::vector<pid_t>> list_tree_threads(const TreeRef& tree);
+
+// Replaces the EINTR that our stop (and the freezer's) caused in calls which the kernel doesn't restart
+// after a stop. The answer: whether anything was changed.
+bool repair_interrupted_call(sys::Regs& regs);
+
+}  // namespace godwit::capture

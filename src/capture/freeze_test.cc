@@ -1,0 +1,169 @@
+#include "capture/freeze.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <functional>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "capture/test_tree.h"
+#include "sys/pidfd.h"
+
+namespace godwit::capture {
+namespace {
+
+#define SKIP_WITHOUT_TREES() \
+  if (std::string why = why_no_trees(); !why.empty()) GTEST_SKIP() << why
+
+// What the engine does between freeze and release: a batch, a userfaultfd fetched while it is open.
+Result<void> freeze_and_inject(const TreeRef& ref, int calls, bool every_thread) {
+  FrozenTree tree = TRY(freeze(ref, {.measure_sleeps = true}));
+  for (FrozenProcess& process : tree.processes()) {
+    sys::RemoteProcess* remote = TRY(tree.remote(process));
+    TRY(remote->map_arena(process.threads.front()));
+    for (FrozenThread& thread : process.threads) {
+      sys::RemoteBatch batch(*remote);
+      UniqueFd fetched;
+      std::size_t uffd = batch.call(SYS_userfaultfd, O_CLOEXEC);
+      batch.pause([&]() -> Result<void> {
+        if (batch.result(uffd) < 0) return make_error(Errc::os, "userfaultfd: {}", batch.result(uffd));
+        fetched = TRY(sys::pidfd_getfd(process.pidfd.get(), static_cast<int>(batch.result(uffd))));
+        return {};
+      });
+      // The number is not known when the batch is built: descriptors are closed in a second one.
+      for (int i = 0; i < calls; ++i) batch.call(SYS_getppid);
+      TRY(remote->run(thread, batch));
+      TRY(remote->call(thread, SYS_close, {static_cast<std::uint64_t>(batch.result(uffd)), 0, 0, 0, 0, 0}));
+      if (!fetched.valid()) return make_error(Errc::internal, "nothing was fetched");
+      if (!every_thread) break;
+    }
+  }
+  TRY(tree.seal());
+  return tree.thaw();
+}
+
+TEST(Freeze, ThawedTreeHasSeenNothing) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start();
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  for (int i = 0; i < 100; ++i) {
+    Result<void> done = freeze_and_inject(tree->ref(), 20, i % 10 == 0);
+    ASSERT_TRUE(done.ok()) << done.error().what();
+    ASSERT_EQ(tree->complaint(), "");
+  }
+  Result<void> alive = tree->await_beats();
+  EXPECT_TRUE(alive.ok()) << alive.error().what();
+}
+
+// Runs `work` in a child process and kills the child at its n-th system call, counted at entries and exits alike
+// (at an entry the call isn't executed any more). We trace the tracer. The answer: whether it was killed.
+bool killed_at(int n, const std::function<bool()>& work) {
+  pid_t child = ::fork();
+  if (child == 0) {
+    ::raise(SIGSTOP);
+    ::_exit(work() ? 0 : 1);
+  }
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, WUNTRACED), child);
+  EXPECT_EQ(::ptrace(PTRACE_SEIZE, child, 0, PTRACE_O_TRACESYSGOOD), 0) << errno;
+  ::kill(child, SIGCONT);
+  int seen = 0;
+  bool killed = false;
+  while (::waitpid(child, &status, __WALL) == child) {
+    if (WIFEXITED(status)) {
+      EXPECT_EQ(WEXITSTATUS(status), 0) << "the engine failed by itself, n=" << n;
+      break;
+    }
+    if (WIFSIGNALED(status)) break;
+    if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+      user_regs_struct regs{};
+      ::ptrace(PTRACE_GETREGS, child, 0, &regs);
+      // Waiting is many calls that change nothing: how many is chance.
+      const bool counts = regs.orig_rax != SYS_wait4 && regs.orig_rax != SYS_sched_yield &&
+                          regs.orig_rax != SYS_nanosleep && regs.orig_rax != SYS_clock_nanosleep;
+      if (counts && ++seen == n) {
+        ::kill(child, SIGKILL);
+        killed = true;
+        continue;
+      }
+      ::ptrace(PTRACE_SYSCALL, child, 0, 0);
+    } else {
+      const bool event = status >> 16 != 0;
+      ::ptrace(PTRACE_SYSCALL, child, 0, event ? 0 : WSTOPSIG(status));
+    }
+  }
+  return killed;
+}
+
+TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start();
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  const std::int64_t start = monotonic_us();
+  int kills = 0;
+  std::string failed;
+  const int step = std::getenv("GODWIT_EXHAUSTIVE") ? 1 : 3;
+  const std::int64_t limit_us = std::getenv("GODWIT_EXHAUSTIVE") ? 3'600'000'000 : 45'000'000;
+  for (int n = 1; monotonic_us() - start < limit_us; n += step) {
+    const bool killed = killed_at(n, [&] { return freeze_and_inject(tree->ref(), 100, false).ok(); });
+    kills += killed;
+    Result<void> recovered = recover(tree->ref());
+    ASSERT_TRUE(recovered.ok()) << "n=" << n << ": " << recovered.error().what();
+    ASSERT_EQ(tree->complaint(), "") << "n=" << n;
+    if (n % 32 == 1) {
+      Result<void> alive = tree->await_beats();
+      ASSERT_TRUE(alive.ok()) << "n=" << n << ": " << alive.error().what();
+    }
+    if (!killed) break;
+  }
+  Result<void> alive = tree->await_beats();
+  EXPECT_TRUE(alive.ok()) << alive.error().what();
+  EXPECT_GT(kills, 50);
+  RecordProperty("kills", kills);
+  std::printf("tracer killed %d times in %ld ms\n", kills, static_cast<long>((monotonic_us() - start) / 1000));
+}
+
+TEST(Freeze, TakesMicroseconds) {
+  SKIP_WITHOUT_TREES();
+  for (int threads : {1, 7, 63}) {
+    Result<TestTree> tree = TestTree::start(threads, true);
+    ASSERT_TRUE(tree.ok()) << tree.error().what();
+    std::vector<std::int64_t> stops, injects;
+    for (int i = 0; i < 21; ++i) {
+      std::int64_t begin = 0, injected = 0, end = 0;
+      {
+        Result<FrozenTree> frozen = freeze(tree->ref());
+        ASSERT_TRUE(frozen.ok()) << frozen.error().what();
+        begin = monotonic_ns();
+        stops.push_back((begin - frozen->frozen_at_ns()) / 1000);
+        FrozenProcess& process = frozen->processes().front();
+        EXPECT_EQ(process.threads.size(), static_cast<std::size_t>(threads) + 1);
+        sys::RemoteProcess* remote = std::move(frozen->remote(process)).value();
+        ASSERT_TRUE(remote->map_arena(process.threads.front()).ok());
+        sys::RemoteBatch batch(*remote);
+        for (int k = 0; k < 100; ++k) batch.call(SYS_getppid);
+        ASSERT_TRUE(remote->run(process.threads.front(), batch).ok());
+        injected = monotonic_ns();
+        ASSERT_TRUE(frozen->thaw().ok());
+        end = monotonic_ns();
+      }
+      injects.push_back((injected - begin) / 1000);
+      (void)end;
+    }
+    std::sort(stops.begin(), stops.end());
+    std::sort(injects.begin(), injects.end());
+    std::printf("%2d threads: freeze %ld us, arena and 100 calls %ld us (medians)\n", threads + 1,
+                static_cast<long>(stops[10]), static_cast<long>(injects[10]));
+  }
+}
+
+}  // namespace
+}  // namespace godwit::capture

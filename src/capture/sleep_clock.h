@@ -1,0 +1,46 @@
+// Since when does a sleeping thread sleep? Needed to continue relative timeouts elsewhere; see sleep_clock.cc.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "sys/tracing.h"
+
+namespace godwit::capture {
+
+// What was seen of one thread while it still slept undisturbed.
+class SleepSample {
+ public:
+  // To be called when the thread has been woken by the freezer and traps: whether it ran before, without
+  // our doing, is then seen in the number of times it got a processor.
+  void confirm();
+
+  // CLOCK_MONOTONIC; nothing where the sample says nothing about the call that `regs` are in.
+  std::optional<std::int64_t> asleep_since_ns(const sys::Regs& regs) const;
+
+ private:
+  friend class SleepClock;
+  pid_t pid_ = 0, tid_ = 0;
+  std::int64_t nr_ = -1;
+  std::uint64_t args_[6] = {};
+  std::int64_t since_ns_ = 0;
+  std::uint64_t times_scheduled_ = 0;
+  bool confirmed_ = false;
+};
+
+// Translates the scheduler's clock of each processor to CLOCK_MONOTONIC. Moves the calling thread
+// across all processors once (20 us each); its affinity is as before afterwards.
+class SleepClock {
+ public:
+  static SleepClock calibrate();
+  // Nothing for threads that run, or that sleep in a call without a timeout.
+  std::optional<SleepSample> sample(pid_t pid, pid_t tid) const;
+
+ private:
+  std::vector<std::optional<std::int64_t>> offset_ns_;  // By processor.
+};
+
+}  // namespace godwit::capture
