@@ -18,6 +18,7 @@ SourceAction decide(SourceState journal, Answer answer) {
     case Answer::running: return SourceAction::destroy;
     case Answer::refused: return SourceAction::thaw;
     case Answer::lost: return SourceAction::lost;
+    case Answer::draining: return SourceAction::serve;
   }
   return SourceAction::ask;
 }
@@ -28,6 +29,8 @@ QueryStep on_query(TargetState record, bool rebooted_since) {
     case TargetState::refused: return {.refuse_first = false, .answer = Answer::refused};
     case TargetState::granted:
       return {.refuse_first = false, .answer = rebooted_since ? Answer::lost : Answer::running};
+    case TargetState::draining:
+      return {.refuse_first = false, .answer = rebooted_since ? Answer::lost : Answer::draining};
   }
   return {.refuse_first = true, .answer = Answer::refused};
 }
@@ -37,6 +40,8 @@ TargetAction decide(TargetState record, bool rebooted_since) {
     case TargetState::offered: return TargetAction::refuse_and_destroy;
     case TargetState::refused: return TargetAction::destroy;
     case TargetState::granted: return rebooted_since ? TargetAction::destroy : TargetAction::run;
+    case TargetState::draining:
+      return rebooted_since ? TargetAction::destroy : TargetAction::run_and_drain;
   }
   return TargetAction::refuse_and_destroy;
 }
@@ -56,6 +61,7 @@ std::string_view name(TargetState state) {
     case TargetState::offered: return "offered";
     case TargetState::granted: return "granted";
     case TargetState::refused: return "refused";
+    case TargetState::draining: return "draining";
   }
   return "unknown";
 }
@@ -65,6 +71,7 @@ std::string_view name(Answer answer) {
     case Answer::running: return "running";
     case Answer::refused: return "refused";
     case Answer::lost: return "lost";
+    case Answer::draining: return "draining";
   }
   return "unknown";
 }

@@ -4,7 +4,7 @@
 //
 //   source journal:  attempting -> given_up -> released      target record:  offered -> granted
 //                    attempting -> kept                                      offered -> refused
-//                    given_up   -> kept   (only after `refused`)
+//                    given_up   -> kept   (only after `refused`)             offered -> draining -> granted
 //
 // 1. The source records given_up before it sends the grant. Until then it may always keep its copy.
 // 2. The target records granted, durably, before the first instruction; refused is as durable, and
@@ -14,6 +14,8 @@
 //    late finds `refused`.
 // 4. The target may refuse by itself at any time before granted (its worker died, the link ended).
 //    So the target is never in doubt; only the source can be.
+// 5. `draining` is granted, with pages still on the source (post-copy). The source then keeps its
+//    frozen copy for no other use than to be read, until the target records granted.
 //
 // What must survive what: the journal is on /run. It protects a frozen tree, and both are lost by
 // the same reboot. The target's record is synced to disk: after a reboot of the target the source
@@ -29,18 +31,20 @@
 namespace godwit::migrate {
 
 enum class SourceState : std::uint32_t { attempting = 1, given_up = 2, kept = 3, released = 4 };
-enum class TargetState : std::uint32_t { offered = 1, granted = 2, refused = 3 };
+enum class TargetState : std::uint32_t { offered = 1, granted = 2, refused = 3, draining = 4 };
 
 // What a target says about an epoch.
 enum class Answer : std::uint32_t {
   running = 1,  // Granted here; it runs, ran to its end, or has moved on.
   refused = 2,  // Recorded: this epoch never started here and never will.
   lost = 3,     // Granted here, then the node rebooted: the copy is gone, it had run.
+  draining = 4,  // It runs here and needs pages that are still on the source.
 };
 
 enum class SourceAction : std::uint32_t {
   thaw,     // Our copy goes on.
   destroy,  // The copy on the target is the one.
+  serve,    // The copy on the target is the one; ours must be read from until that has all pages.
   ask,      // In doubt: ask (again).
   lost,     // It ran on the target and died with that node; ours is older than what others saw.
 };
@@ -57,7 +61,7 @@ struct QueryStep {
 QueryStep on_query(TargetState record, bool rebooted_since);
 
 // A target's restarted daemon, or one whose worker died: what becomes of the shell here.
-enum class TargetAction : std::uint32_t { run, refuse_and_destroy, destroy };
+enum class TargetAction : std::uint32_t { run, run_and_drain, refuse_and_destroy, destroy };
 TargetAction decide(TargetState record, bool rebooted_since);
 
 std::string_view name(SourceState state);

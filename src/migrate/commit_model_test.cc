@@ -18,7 +18,26 @@ namespace {
 
 enum class Copy : std::uint8_t { none, frozen, running };
 enum class Worker : std::uint8_t { ready, decided, waiting, done, dead };
-enum class Flight : std::uint8_t { none, running, refused, lost };
+enum class Flight : std::uint8_t { none, running, refused, lost, draining };
+
+Flight flight_of(Answer answer) {
+  switch (answer) {
+    case Answer::running: return Flight::running;
+    case Answer::refused: return Flight::refused;
+    case Answer::lost: return Flight::lost;
+    case Answer::draining: return Flight::draining;
+  }
+  return Flight::none;
+}
+
+Answer answer_of(Flight flight) {
+  switch (flight) {
+    case Flight::running: return Answer::running;
+    case Flight::refused: return Answer::refused;
+    case Flight::draining: return Answer::draining;
+    default: return Answer::lost;
+  }
+}
 
 struct State {
   // Source node.
@@ -33,6 +52,8 @@ struct State {
   Worker target_worker = Worker::ready;
   bool target_rebooted = false;
   bool ran_on_target = false;
+  bool postcopy = false;
+  bool pages_missing = false;  // The target's copy needs the source's frozen one.
   // In flight.
   bool grant = false;
   bool running_reply = false;
@@ -40,8 +61,8 @@ struct State {
 
   auto key() const {
     return std::tuple(journal_exists, journal, source_copy, source_worker, source_rebooted, record,
-                      target_copy, target_worker, target_rebooted, ran_on_target, grant,
-                      running_reply, answer);
+                      target_copy, target_worker, target_rebooted, ran_on_target, postcopy,
+                      pages_missing, grant, running_reply, answer);
   }
   bool operator<(const State& other) const { return key() < other.key(); }
 };
@@ -61,6 +82,11 @@ void source_acts(State& s, SourceAction action) {
     case SourceAction::destroy:
       s.source_copy = Copy::none;
       s.journal = SourceState::released;
+      break;
+    case SourceAction::serve:
+      // A page server reads until the target has everything and says so on record.
+      s.pages_missing = false;
+      s.record = TargetState::granted;
       break;
     case SourceAction::lost:
     case SourceAction::ask: break;
@@ -87,9 +113,10 @@ void worker_steps(const State& s, std::vector<Step>& out) {
   if (s.source_worker == Worker::waiting && s.running_reply) {
     State n = s;
     n.running_reply = false;
+    if (n.pages_missing) source_acts(n, SourceAction::serve);
     source_acts(n, SourceAction::destroy);
     n.source_worker = Worker::done;
-    out.push_back({"source releases", n, false});
+    out.push_back({"source serves pages and releases", n, false});
   }
   if (s.source_worker == Worker::waiting) {
     State n = s;  // The link broke: the worker ends, in doubt, and leaves it to the daemon.
@@ -100,7 +127,8 @@ void worker_steps(const State& s, std::vector<Step>& out) {
     State n = s;
     n.grant = false;
     if (s.record == TargetState::offered) {
-      n.record = TargetState::granted;
+      n.record = s.postcopy ? TargetState::draining : TargetState::granted;
+      n.pages_missing = s.postcopy;
       n.target_worker = Worker::decided;
     } else {
       n.target_copy = Copy::none;
@@ -141,16 +169,12 @@ void daemon_steps(const State& s, std::vector<Step>& out) {
         n.record = TargetState::refused;
         q = on_query(n.record, s.target_rebooted);
       }
-      n.answer = q.answer == Answer::running   ? Flight::running
-                 : q.answer == Answer::refused ? Flight::refused
-                                               : Flight::lost;
+      n.answer = flight_of(q.answer);
       out.push_back({"target daemon answers a query", n, false});
     } else {
       State n = s;
       n.answer = Flight::none;
-      Answer a = s.answer == Flight::running   ? Answer::running
-                 : s.answer == Flight::refused ? Answer::refused
-                                               : Answer::lost;
+      Answer a = answer_of(s.answer);
       source_acts(n, decide(s.journal, a));
       if (a != Answer::lost) out.push_back({"source daemon acts on the answer", n, false});
     }
@@ -159,6 +183,7 @@ void daemon_steps(const State& s, std::vector<Step>& out) {
     State n = s;
     switch (decide(s.record, s.target_rebooted)) {
       case TargetAction::run:
+      case TargetAction::run_and_drain:
         n.target_copy = Copy::running;
         n.ran_on_target = true;
         break;
@@ -228,8 +253,13 @@ int copies(const State& s) {
 
 std::map<State, std::pair<State, std::string>> reachable() {
   std::map<State, std::pair<State, std::string>> seen;
-  std::deque<State> queue{State{}};
-  seen.emplace(State{}, std::pair(State{}, "start"));
+  std::deque<State> queue;
+  for (bool postcopy : {false, true}) {
+    State start;
+    start.postcopy = postcopy;
+    queue.push_back(start);
+    seen.emplace(start, std::pair(start, "start"));
+  }
   while (!queue.empty()) {
     State s = queue.front();
     queue.pop_front();
@@ -256,6 +286,9 @@ TEST(CommitModel, AtMostOneCopyEverRuns) {
     EXPECT_LE(copies(s), 1) << path_to(seen, s);
     // What ran on the target must never be followed by the older copy on the source.
     EXPECT_FALSE(s.ran_on_target && s.source_copy == Copy::running) << path_to(seen, s);
+    // Pages that the target lacks are never thrown away, short of a reboot.
+    EXPECT_FALSE(s.pages_missing && s.source_copy == Copy::none && !s.source_rebooted)
+        << path_to(seen, s);
   }
 }
 
@@ -275,10 +308,13 @@ TEST(CommitModel, ExactlyOneCopyOnceTheNodesCanTalk) {
       if (!next.empty()) continue;
       // A reboot takes along the copy that the node held; nothing can bring that back.
       bool lost_with_node = (s.target_rebooted && s.ran_on_target) ||
-                            (s.target_rebooted && s.record == TargetState::granted) ||
+                            (s.target_rebooted && (s.record == TargetState::granted ||
+                                                   s.record == TargetState::draining)) ||
                             (s.source_rebooted && !s.ran_on_target);
       if (!lost_with_node) {
         EXPECT_EQ(copies(s), 1) << path_to(seen, start);
+        // What is still missing is missing because the source rebooted.
+        EXPECT_TRUE(!s.pages_missing || s.source_rebooted) << path_to(seen, start);
       }
       if (HasFailure()) return;
     }
