@@ -1,0 +1,245 @@
+#include "migrate/capsule_files.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <memory>
+#include <set>
+
+#include "base/clock.h"
+#include "base/io.h"
+
+namespace godwit::migrate {
+namespace {
+
+// A file that was written in the tick in which we looked at it can be written again without
+// another time stamp. Older than this, an equal stamp means equal content.
+constexpr std::int64_t racy_ns = 2'000'000'000;
+
+std::int64_t to_ns(const timespec& t) {
+  return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+void fill(image::PrivateFile& file, const struct stat& st) {
+  file.set_mode(st.st_mode);
+  file.set_uid(st.st_uid);
+  file.set_gid(st.st_gid);
+  file.set_size(S_ISREG(st.st_mode) ? static_cast<std::uint64_t>(st.st_size) : 0);
+  file.set_mtime_ns(to_ns(st.st_mtim));
+  file.set_atime_ns(to_ns(st.st_atim));
+}
+
+// Where a captured object can be opened: its name, a descriptor of some process, or a mapping.
+std::string way_to(const image::Capsule& image, const image::PrivateFile& file,
+                   const std::string& root, const PidMap& node_pids) {
+  if (file.kind() == image::PrivateFile::PATH) return root + file.path();
+  std::set<std::uint32_t> open_files;
+  for (const image::OpenFile& open : image.files())
+    if (open.has_ref() && open.ref().where() == image::FileRef::PRIVATE &&
+        open.ref().private_file() == file.id())
+      open_files.insert(open.id());
+  for (const image::Process& process : image.processes()) {
+    auto pid = node_pids.find(process.pid());
+    if (pid == node_pids.end()) continue;
+    for (const image::Fd& fd : process.fds())
+      if (open_files.contains(fd.file())) return fmt::format("/proc/{}/fd/{}", pid->second, fd.fd());
+    std::set<std::uint32_t> refs;
+    for (const image::FileRef& ref : process.mm().mapped())
+      if (ref.where() == image::FileRef::PRIVATE && ref.private_file() == file.id())
+        refs.insert(ref.id());
+    for (const image::Vma& vma : process.mm().vmas()) {
+      bool here = (vma.kind() == image::Vma::SHARED_ANON && vma.shmem() == file.id()) ||
+                  (vma.kind() == image::Vma::FILE && refs.contains(vma.file()));
+      if (here)
+        return fmt::format("/proc/{}/map_files/{:x}-{:x}", pid->second, vma.start(), vma.end());
+    }
+  }
+  return "";
+}
+
+std::set<std::uint32_t> mapped_shared(const image::Capsule& image) {
+  std::set<std::uint32_t> ids;
+  for (const image::Process& process : image.processes()) {
+    std::map<std::uint32_t, std::uint32_t> by_ref;
+    for (const image::FileRef& ref : process.mm().mapped())
+      if (ref.where() == image::FileRef::PRIVATE) by_ref[ref.id()] = ref.private_file();
+    for (const image::Vma& vma : process.mm().vmas()) {
+      if (vma.kind() == image::Vma::SHARED_ANON) ids.insert(vma.shmem());
+      if (vma.kind() == image::Vma::FILE && vma.shared() && by_ref.contains(vma.file()))
+        ids.insert(by_ref[vma.file()]);
+    }
+  }
+  return ids;
+}
+
+void rename_ids(image::Capsule& image, const std::map<std::uint32_t, std::uint32_t>& to) {
+  auto rename = [&](image::FileRef& ref) {
+    if (ref.where() == image::FileRef::PRIVATE) ref.set_private_file(to.at(ref.private_file()));
+  };
+  for (image::OpenFile& file : *image.mutable_files())
+    if (file.has_ref()) rename(*file.mutable_ref());
+  for (image::Process& process : *image.mutable_processes()) {
+    for (image::FileRef& ref : *process.mutable_mm()->mutable_mapped()) rename(ref);
+    for (image::Vma& vma : *process.mutable_mm()->mutable_vmas())
+      if (vma.kind() == image::Vma::SHARED_ANON) vma.set_shmem(to.at(vma.shmem()));
+  }
+  for (image::PrivateFile& file : *image.mutable_private_files()) file.set_id(to.at(file.id()));
+}
+
+}  // namespace
+
+CapsuleFiles::Known& CapsuleFiles::know(const Key& key, const struct stat& st) {
+  Known& known = known_[key];
+  if (known.id == 0) known.id = next_id_++;
+  if (known.generation == generation_) return known;
+  std::int64_t now = realtime_ns();
+  bool same_stamps = known.generation + 1 == generation_ &&
+                     known.size == static_cast<std::uint64_t>(st.st_size) &&
+                     known.mtime_ns == to_ns(st.st_mtim) && known.ctime_ns == to_ns(st.st_ctim);
+  bool settled = known.seen_ns - std::max(known.mtime_ns, known.ctime_ns) > racy_ns;
+  known.unchanged = same_stamps && settled;
+  known.size = static_cast<std::uint64_t>(st.st_size);
+  known.mtime_ns = to_ns(st.st_mtim);
+  known.ctime_ns = to_ns(st.st_ctim);
+  if (!same_stamps) known.seen_ns = now;
+  known.generation = generation_;
+  return known;
+}
+
+Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& node_pids) {
+  std::map<std::uint32_t, std::uint32_t> new_ids;
+  std::set<std::uint32_t> shared = mapped_shared(image);
+  for (image::PrivateFile& file : *image.mutable_private_files()) {
+    std::string way = way_to(image, file, root_, node_pids);
+    if (way.empty())
+      return make_error(Errc::internal, "private file {} ({}) is held by nothing", file.id(), file.path());
+    struct stat st{};
+    if (::stat(way.c_str(), &st) != 0) return os_error(fmt::format("stat({})", way));
+    fill(file, st);
+    Key key{st.st_dev, st.st_ino, ""};
+    Known& known = know(key, st);
+    // Memory behind a mapping changes without any time stamp.
+    if (shared.contains(file.id()) || file.kind() != image::PrivateFile::PATH) known.unchanged = false;
+    new_ids[file.id()] = known.id;
+    in_image_[key] = known.id;
+    open_by_id_[known.id] = way;
+    file.set_space(S_ISREG(st.st_mode) && st.st_size > 0 ? file_space_bit | known.id : 0);
+  }
+  rename_ids(image, new_ids);
+  return {};
+}
+
+Result<void> CapsuleFiles::add_entry(image::Capsule& image, int dir, const std::string& path,
+                                     const std::string& name, int depth) {
+  struct stat st{};
+  if (::fstatat(dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
+    if (errno == ENOENT) return {};
+    return os_error(fmt::format("fstatat({}/{})", path, name));
+  }
+  if (static_cast<std::size_t>(image.private_files_size()) >= files_max)
+    return make_error(Errc::refused, "more than {} files in the capsule's /tmp and /dev/shm", files_max);
+  std::string full = path + "/" + name;
+  Key object{st.st_dev, st.st_ino, ""};
+  auto present = in_image_.find(object);
+  bool another_link = present != in_image_.end() && S_ISREG(st.st_mode);
+  // The captured one stands under this very name.
+  if (another_link)
+    for (const image::PrivateFile& file : image.private_files())
+      if (file.id() == present->second && file.path() == full) return {};
+  Key key = another_link ? Key{st.st_dev, st.st_ino, full} : object;
+  if (!another_link && present != in_image_.end()) return {};
+  Known& known = know(key, st);
+  image::PrivateFile& file = *image.add_private_files();
+  file.set_id(known.id);
+  file.set_kind(image::PrivateFile::PATH);
+  file.set_path(full);
+  fill(file, st);
+  in_image_[key] = known.id;
+  if (another_link) {
+    file.set_nlink_of(present->second);
+    return {};
+  }
+  open_by_id_[known.id] = root_ + full;
+  if (S_ISREG(st.st_mode) && st.st_size > 0) file.set_space(file_space_bit | known.id);
+  if (S_ISLNK(st.st_mode)) {
+    std::string target(static_cast<std::size_t>(st.st_size) + 1, '\0');
+    ssize_t n = ::readlinkat(dir, name.c_str(), target.data(), target.size());
+    if (n < 0 && errno != ENOENT) return os_error(fmt::format("readlinkat({})", full));
+    target.resize(n < 0 ? 0 : static_cast<std::size_t>(n));
+    file.set_symlink_target(target);
+  }
+  if (!S_ISDIR(st.st_mode)) return {};
+  UniqueFd sub(::openat(dir, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!sub.valid()) {
+    if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP) return {};
+    return os_error(fmt::format("openat({})", full));
+  }
+  return walk(image, sub.get(), full, depth + 1);
+}
+
+Result<void> CapsuleFiles::walk(image::Capsule& image, int dir, const std::string& path, int depth) {
+  if (depth > depth_max)
+    return make_error(Errc::refused, "{}: directories nest deeper than {}", path, depth_max);
+  UniqueFd own(::openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!own.valid()) return os_error(fmt::format("openat({})", path));
+  std::unique_ptr<DIR, int (*)(DIR*)> stream(::fdopendir(own.get()), &::closedir);
+  if (!stream) return os_error(fmt::format("fdopendir({})", path));
+  (void)own.release();  // closedir closes it.
+  while (true) {
+    errno = 0;
+    const dirent* entry = ::readdir(stream.get());
+    if (entry == nullptr && errno != 0) return os_error(fmt::format("readdir({})", path));
+    if (entry == nullptr) return {};
+    std::string name = entry->d_name;
+    if (name == "." || name == "..") continue;
+    TRY(add_entry(image, dir, path, name, depth));
+  }
+}
+
+Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& image,
+                                                            const PidMap& node_pids) {
+  ++generation_;
+  in_image_.clear();
+  open_by_id_.clear();
+  TRY(adopt_captured(image, node_pids));
+  for (const char* tree : {"/tmp", "/dev/shm"}) {
+    UniqueFd dir(::open((root_ + tree).c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!dir.valid()) return os_error(fmt::format("open({}{})", root_, tree));
+    TRY(walk(image, dir.get(), tree, 0));
+  }
+  std::map<std::uint32_t, bool> unchanged;
+  for (const auto& [key, known] : known_)
+    if (known.generation == generation_ && known.unchanged) unchanged[known.id] = true;
+  return unchanged;
+}
+
+Result<UniqueFd> CapsuleFiles::open(std::uint32_t id) const {
+  auto way = open_by_id_.find(id);
+  if (way == open_by_id_.end()) return make_error(Errc::internal, "no private file {}", id);
+  return open_fd(way->second, O_RDONLY);
+}
+
+bool same_layout(const image::Capsule& a, const image::Capsule& b) {
+  if (a.processes_size() != b.processes_size() || a.private_files_size() != b.private_files_size())
+    return false;
+  for (int i = 0; i < a.private_files_size(); ++i) {
+    const image::PrivateFile &x = a.private_files(i), &y = b.private_files(i);
+    if (x.id() != y.id() || x.kind() != y.kind() || x.space() != y.space()) return false;
+  }
+  for (int i = 0; i < a.processes_size(); ++i) {
+    const image::Process &p = a.processes(i), &q = b.processes(i);
+    if (p.pid() != q.pid() || p.mm().vmas_size() != q.mm().vmas_size()) return false;
+    for (int v = 0; v < p.mm().vmas_size(); ++v) {
+      const image::Vma &x = p.mm().vmas(v), &y = q.mm().vmas(v);
+      if (x.start() != y.start() || x.end() != y.end() || x.kind() != y.kind() ||
+          x.shared() != y.shared() || x.pgoff_bytes() != y.pgoff_bytes() ||
+          x.shmem() != y.shmem() || x.file() != y.file())
+        return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace godwit::migrate
