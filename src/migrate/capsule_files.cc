@@ -2,7 +2,9 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <memory>
@@ -151,6 +153,7 @@ Result<void> CapsuleFiles::add_entry(image::Capsule& image, int dir, const std::
   Key key = another_link ? Key{st.st_dev, st.st_ino, full} : object;
   if (!another_link && present != in_image_.end()) return {};
   Known& known = know(key, st);
+  if (!trust_times_) known.unchanged = false;
   image::PrivateFile& file = *image.add_private_files();
   file.set_id(known.id);
   file.set_kind(image::PrivateFile::PATH);
@@ -207,6 +210,10 @@ Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& imag
   for (const char* tree : {"/tmp", "/dev/shm"}) {
     UniqueFd dir(::open((root_ + tree).c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!dir.valid()) return os_error(fmt::format("open({}{})", root_, tree));
+    struct statfs fs{};
+    if (::fstatfs(dir.get(), &fs) != 0) return os_error(fmt::format("fstatfs({}{})", root_, tree));
+    // tmpfs doesn't stamp a file that is written through a mapping.
+    trust_times_ = fs.f_type != TMPFS_MAGIC;
     TRY(walk(image, dir.get(), tree, 0));
   }
   std::map<std::uint32_t, bool> unchanged;

@@ -66,6 +66,7 @@ class CapsuleFiles {
   std::map<Key, std::uint32_t> in_image_;  // Objects that the image of this collection has already.
   std::uint32_t next_id_ = 1;
   std::uint64_t generation_ = 0;
+  bool trust_times_ = false;  // Of the file system that is being walked.
 };
 
 // Whether the target could put pages of `b` into skeletons that were prepared for `a`.
