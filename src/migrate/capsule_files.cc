@@ -112,7 +112,6 @@ CapsuleFiles::Known& CapsuleFiles::know(const Key& key, const struct stat& st) {
 
 Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& node_pids) {
   std::map<std::uint32_t, std::uint32_t> new_ids;
-  std::set<std::uint32_t> shared = mapped_shared(image);
   for (image::PrivateFile& file : *image.mutable_private_files()) {
     std::string way = way_to(image, file, root_, node_pids);
     if (way.empty())
@@ -123,7 +122,7 @@ Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& n
     Key key{st.st_dev, st.st_ino, ""};
     Known& known = know(key, st);
     // Memory behind a mapping changes without any time stamp.
-    if (shared.contains(file.id()) || file.kind() != image::PrivateFile::PATH) known.unchanged = false;
+    if (file.kind() != image::PrivateFile::PATH) known.unchanged = false;
     new_ids[file.id()] = known.id;
     in_image_[key] = known.id;
     open_by_id_[known.id] = way;
@@ -201,6 +200,29 @@ Result<void> CapsuleFiles::walk(image::Capsule& image, int dir, const std::strin
   }
 }
 
+// Captured references go by path; those into the private directories must go by id.
+Result<void> CapsuleFiles::claim_named(image::Capsule& image) {
+  std::map<std::string, std::uint32_t> by_path;
+  for (const image::PrivateFile& file : image.private_files())
+    if (file.kind() == image::PrivateFile::PATH)
+      by_path[file.path()] = file.nlink_of() != 0 ? file.nlink_of() : file.id();
+  auto claim = [&](image::FileRef& ref) -> Result<void> {
+    bool ours = ref.path().starts_with("/tmp/") || ref.path().starts_with("/dev/shm/");
+    if (!ours || ref.where() != image::FileRef::SHARED) return {};
+    auto found = by_path.find(ref.path());
+    // The program may have removed it since it was described; whoever asked describes again.
+    if (found == by_path.end()) return os_error(fmt::format("stat({})", ref.path()), ENOENT);
+    ref.set_where(image::FileRef::PRIVATE);
+    ref.set_private_file(found->second);
+    return {};
+  };
+  for (image::OpenFile& file : *image.mutable_files())
+    if (file.has_ref()) TRY(claim(*file.mutable_ref()));
+  for (image::Process& process : *image.mutable_processes())
+    for (image::FileRef& ref : *process.mutable_mm()->mutable_mapped()) TRY(claim(ref));
+  return {};
+}
+
 Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& image,
                                                             const PidMap& node_pids) {
   ++generation_;
@@ -216,6 +238,11 @@ Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& imag
     trust_times_ = fs.f_type != TMPFS_MAGIC;
     TRY(walk(image, dir.get(), tree, 0));
   }
+  TRY(claim_named(image));
+  // What is mapped shared changes without a stamp that could be trusted to the nanosecond.
+  for (std::uint32_t id : mapped_shared(image))
+    for (auto& [key, known] : known_)
+      if (known.id == id) known.unchanged = false;
   std::map<std::uint32_t, bool> unchanged;
   for (const auto& [key, known] : known_)
     if (known.generation == generation_ && known.unchanged) unchanged[known.id] = true;

@@ -37,6 +37,7 @@ class CapsuleFiles {
 
   // Completes image.private_files and renames ids, so that an object has the same id in every image.
   // The answer: ids whose content has not changed since the collection before; they need no round.
+  // ENOENT: the program removed a file since it was described; describe again.
   Result<std::map<std::uint32_t, bool>> collect(image::Capsule& image, const PidMap& node_pids);
 
   // The content, O_RDONLY. Of an id of the last collection.
@@ -58,6 +59,7 @@ class CapsuleFiles {
   Result<void> walk(image::Capsule& image, int dir, const std::string& path, int depth);
   Result<void> add_entry(image::Capsule& image, int dir, const std::string& path,
                          const std::string& name, int depth);
+  Result<void> claim_named(image::Capsule& image);
   Known& know(const Key& key, const struct stat& st);
 
   std::string root_;
