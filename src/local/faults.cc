@@ -53,7 +53,8 @@ Result<void> daemon_kill(const std::string& name, const NodeId& node) {
   TRY(locked.state.find(node));
   pid_t pid = daemon_pid(name, node);
   if (pid == 0) return make_error(Errc::not_found, "no godwitd runs on {}", node);
-  if (::kill(pid, SIGKILL) != 0 && errno != ESRCH) return os_error(fmt::format("kill(godwitd of {})", node));
+  if (::kill(pid, SIGKILL) != 0 && errno != ESRCH)
+    return os_error(fmt::format("kill(godwitd of {})", node));
   // PID 1 takes the pid file away when it has reaped the daemon.
   return wait_for(fmt::format("end of godwitd of {}", node), settle_us_max,
                   [&]() -> Result<bool> { return daemon_pid(name, node) == 0; });
@@ -63,8 +64,10 @@ Result<void> daemon_start(const std::string& name, const NodeId& node) {
   Locked locked = TRY(lock_cluster(name));
   TRY(locked.state.find(node));
   pid_t init = init_pid(name, node);
-  if (init == 0) return make_error(Errc::not_found, "node {} of cluster {} doesn't run", node, name);
-  if (daemon_pid(name, node) != 0) return make_error(Errc::refused, "godwitd runs on {} already", node);
+  if (init == 0)
+    return make_error(Errc::not_found, "node {} of cluster {} doesn't run", node, name);
+  if (daemon_pid(name, node) != 0)
+    return make_error(Errc::refused, "godwitd runs on {} already", node);
   if (::kill(init, SIGUSR1) != 0) return os_error(fmt::format("kill(PID 1 of {}, SIGUSR1)", node));
   TRY(wait_for(fmt::format("start of godwitd of {}", node), settle_us_max,
                [&]() -> Result<bool> { return daemon_pid(name, node) != 0; }));

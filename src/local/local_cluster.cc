@@ -2,10 +2,11 @@
 //
 // Crash safety rests on three rules:
 // 1. Everything that runs is in the cluster's cgroups, everything that is stored is below its two
-//    directories, and both follow from its name. Mounts and network interfaces exist only in namespaces of these
-//    processes and go with them. So `down` needs to know nothing but the name.
+//    directories, and both follow from its name. Mounts and network interfaces exist only in
+//    namespaces of these processes and go with them. So `down` needs to know nothing but the name.
 // 2. A lock that a starting process holds until it is in its cgroup (state.h, ClusterLock).
-// 3. `down` takes away in an order in which it can die too: processes, mounts, files, the state directory last.
+// 3. `down` takes away in an order in which it can die too: processes, mounts, files, the state
+// directory last.
 #include "local/local_cluster.h"
 
 #include <limits.h>
@@ -45,7 +46,8 @@ void tell(const UpOptions& options, const std::string& line) {
 
 Result<std::string> resolve(const std::string& path) {
   char resolved[PATH_MAX];
-  if (::realpath(path.c_str(), resolved) == nullptr) return os_error(fmt::format("realpath({})", path));
+  if (::realpath(path.c_str(), resolved) == nullptr)
+    return os_error(fmt::format("realpath({})", path));
   return std::string(resolved);
 }
 
@@ -62,11 +64,13 @@ Result<std::string> find_program(const std::string& given, const std::string& na
     Result<std::string> path = resolve(beside + place + name);
     if (path.ok() && ::access(path->c_str(), X_OK) == 0) return path;
   }
-  return make_error(Errc::not_found, "there is no {} beside {} or where it is installed", name, beside);
+  return make_error(Errc::not_found, "there is no {} beside {} or where it is installed", name,
+                    beside);
 }
 
-// A network for the cluster that no other cluster has and that the machine has no address in or route to (other
-// than the default), so that a way out of the cluster could be added without any clash.
+// A network for the cluster that no other cluster has and that the machine has no address in or
+// route to (other than the default), so that a way out of the cluster could be added without any
+// clash.
 Result<sys::Ipv4Prefix> pick_network(const std::string& name) {
   std::vector<sys::Ipv4Prefix> taken;
   sys::Netlink netlink = TRY(sys::Netlink::open());
@@ -80,9 +84,8 @@ Result<sys::Ipv4Prefix> pick_network(const std::string& name) {
   std::uint32_t start = static_cast<std::uint32_t>(std::hash<std::string>{}(name) % networks);
   for (std::uint32_t i = 0; i < networks; ++i) {
     sys::Ipv4Prefix candidate{sys::Ipv4{first_network + ((start + i) % networks << 16)}, 16};
-    bool free = std::none_of(taken.begin(), taken.end(), [&](const sys::Ipv4Prefix& each) {
-      return each.overlaps(candidate);
-    });
+    bool free = std::none_of(taken.begin(), taken.end(),
+                             [&](const sys::Ipv4Prefix& each) { return each.overlaps(candidate); });
     if (free) return candidate;
   }
   return make_error(Errc::refused, "no network from 10.64.0.0/16 to 10.255.0.0/16 is free");
@@ -91,21 +94,25 @@ Result<sys::Ipv4Prefix> pick_network(const std::string& name) {
 Result<void> check_options(const UpOptions& options) {
   TRY(check_cluster_name(options.name));
   if (options.nodes < 1 || options.nodes > nodes_max)
-    return make_error(Errc::invalid, "{} nodes: from 1 to {} are possible", options.nodes, nodes_max);
+    return make_error(Errc::invalid, "{} nodes: from 1 to {} are possible", options.nodes,
+                      nodes_max);
   if (options.cores < 0 || options.cores > 4096)
     return make_error(Errc::invalid, "{} cores a node", options.cores);
   if (static_cast<int>(options.speeds.size()) > options.nodes)
-    return make_error(Errc::invalid, "{} speeds for {} nodes", options.speeds.size(), options.nodes);
+    return make_error(Errc::invalid, "{} speeds for {} nodes", options.speeds.size(),
+                      options.nodes);
   for (double speed : options.speeds) {
     if (!(speed >= 0.01 && speed <= 1.0))
       return make_error(Errc::invalid, "core speed {}: from 0.01 to 1.0 are possible", speed);
   }
   constexpr std::uint64_t memory_least = 64 << 20;
   if (options.memory_bytes != 0 && options.memory_bytes < memory_least)
-    return make_error(Errc::invalid, "{} bytes of memory a node: at least 64M", options.memory_bytes);
+    return make_error(Errc::invalid, "{} bytes of memory a node: at least 64M",
+                      options.memory_bytes);
   constexpr std::uint64_t bandwidth_least = 1'000'000;
   if (options.bandwidth_bits_per_s != 0 && options.bandwidth_bits_per_s < bandwidth_least)
-    return make_error(Errc::invalid, "bandwidth of {} bit/s: at least 1mbit", options.bandwidth_bits_per_s);
+    return make_error(Errc::invalid, "bandwidth of {} bit/s: at least 1mbit",
+                      options.bandwidth_bits_per_s);
   if (::geteuid() != 0) return make_error(Errc::permission, "a local cluster is made by root");
   return {};
 }
@@ -114,7 +121,8 @@ Result<ClusterState> plan(const UpOptions& options) {
   ClusterState state;
   state.name = options.name;
   state.daemon_path = TRY(find_program(options.daemon_path, "godwitd", {"", "../sbin/"}));
-  state.helper_path = TRY(find_program(options.helper_path, "godwit-node", {"", "../libexec/godwit/"}));
+  state.helper_path =
+      TRY(find_program(options.helper_path, "godwit-node", {"", "../libexec/godwit/"}));
   state.libexec_dir = options.libexec_dir.empty()
                           ? state.helper_path.substr(0, state.helper_path.rfind('/'))
                           : TRY(resolve(options.libexec_dir));
@@ -138,7 +146,8 @@ Result<ClusterState> plan(const UpOptions& options) {
     node.address.value = state.network.network().value + static_cast<std::uint32_t>(number);
     node.cores = cores;
     if (!options.speeds.empty())
-      node.speed = options.speeds[std::min(static_cast<std::size_t>(number), options.speeds.size()) - 1];
+      node.speed =
+          options.speeds[std::min(static_cast<std::size_t>(number), options.speeds.size()) - 1];
     node.memory_bytes = options.memory_bytes;
     node.uptime_s = first_uptime_s + (number - 1) * uptime_step_s;
     state.nodes.push_back(std::move(node));
@@ -146,13 +155,15 @@ Result<ClusterState> plan(const UpOptions& options) {
   return state;
 }
 
-// Upper directories can't lie on an overlay file system, as a container's root is one: there the disks are in memory.
+// Upper directories can't lie on an overlay file system, as a container's root is one: there the
+// disks are in memory.
 Result<void> make_disks(const ClusterState& state) {
   std::string disks = disk_dir(state.name);
   TRY(make_dirs(disks));
-  struct statfs status{};
+  struct statfs status {};
   if (::statfs(disks.c_str(), &status) != 0) return os_error(fmt::format("statfs({})", disks));
-  if (status.f_type == overlayfs_magic && ::mount("godwit-disks", disks.c_str(), "tmpfs", 0, "") != 0)
+  if (status.f_type == overlayfs_magic &&
+      ::mount("godwit-disks", disks.c_str(), "tmpfs", 0, "") != 0)
     return os_error(fmt::format("mount(tmpfs, {})", disks));
   // Programs of all users work there.
   if (state.shared_dir == disks + "/shared") TRY(make_dirs(state.shared_dir, 01777));
@@ -188,10 +199,12 @@ Result<bool> anything_left(const std::string& name) {
 Result<void> refuse_if_up(const std::string& name) {
   Result<ClusterState> old = load_state(name);
   if (!old.ok() || !old->complete || switch_pid(name) == 0) return {};
-  return make_error(Errc::refused, "the local cluster \"{}\" is up already: `godwit local down` ends it", name);
+  return make_error(Errc::refused,
+                    "the local cluster \"{}\" is up already: `godwit local down` ends it", name);
 }
 
-Result<void> start_nodes(const ClusterState& state, const ClusterLock& lock, const UpOptions& options) {
+Result<void> start_nodes(const ClusterState& state, const ClusterLock& lock,
+                         const UpOptions& options) {
   TRY(finish_launch(TRY(launch_switch(state, lock))));
   std::vector<Launch> launches;
   for (const NodeState& node : state.nodes) launches.push_back(TRY(launch_node(state, node, lock)));
@@ -221,8 +234,10 @@ Result<ClusterStatus> local_up(const UpOptions& options) {
   }
   Guard undo([&] {
     Result<void> swept = sweep(options.name);
-    if (!swept.ok()) tell(options, "removing the failed cluster: " + swept.error().what());
-    else lock.remove_file();
+    if (!swept.ok())
+      tell(options, "removing the failed cluster: " + swept.error().what());
+    else
+      lock.remove_file();
   });
   ClusterState state;
   {
@@ -261,7 +276,8 @@ Result<std::vector<std::string>> local_list() {
       std::string name = it->path().filename();
       if (it->is_directory(error) && check_cluster_name(name).ok()) names.insert(name);
     }
-    if (error && error.value() != ENOENT) return os_error(fmt::format("list {}", root), error.value());
+    if (error && error.value() != ENOENT)
+      return os_error(fmt::format("list {}", root), error.value());
   }
   return std::vector<std::string>(names.begin(), names.end());
 }

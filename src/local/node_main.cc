@@ -3,10 +3,11 @@
 //   godwit-node switch STATE       holds the network namespace with the switch
 //   godwit-node boot STATE NODE    becomes a node: its PID 1
 //
-// Both are started by the library in local_cluster.cc with these descriptors, and answer on `report_fd`: "ok", or
-// why not. Both enter their cgroup first of all and only then let go of the cluster's lock, so that
-// whatever dies when, everything that runs is in the cluster's cgroups for the next holder of the lock.
-// The process that was started ends as soon as the one that stays has been forked off.
+// Both are started by the library in local_cluster.cc with these descriptors, and answer on
+// `report_fd`: "ok", or why not. Both enter their cgroup first of all and only then let go of the
+// cluster's lock, so that whatever dies when, everything that runs is in the cluster's cgroups for
+// the next holder of the lock. The process that was started ends as soon as the one that stays has
+// been forked off.
 //
 // PID 1 reaps, and starts godwitd: at boot, and on SIGUSR1 if none runs. It restarts nothing by
 // itself: a daemon that died stays dead, visibly, until somebody decides.
@@ -36,7 +37,8 @@ constexpr std::int64_t ns_per_s = 1'000'000'000;
 
 void report(const Result<void>& outcome) {
   std::string text = outcome.ok() ? helper_ok : outcome.error().what();
-  // The starter may be dead: then nobody needs the answer, and the next command finds us by our cgroup.
+  // The starter may be dead: then nobody needs the answer, and the next command finds us by our
+  // cgroup.
   (void)write_full(report_fd, as_bytes(text));
   ::close(report_fd);
 }
@@ -66,8 +68,9 @@ Result<void> become_switch(const ClusterState& cluster) {
   return {};
 }
 
-// The node's clocks show `uptime_s` when it boots, like those of a machine that has been up that long.
-// The offsets hold for children from now on, and are relative to the machine's initial namespace.
+// The node's clocks show `uptime_s` when it boots, like those of a machine that has been up that
+// long. The offsets hold for children from now on, and are relative to the machine's initial
+// namespace.
 Result<void> shift_clocks(std::int64_t uptime_s) {
   std::int64_t monotonic = uptime_s - monotonic_ns() / ns_per_s;
   std::int64_t boottime = uptime_s - boottime_ns() / ns_per_s;
@@ -77,7 +80,8 @@ Result<void> shift_clocks(std::int64_t uptime_s) {
 
 Result<void> become_node(const ClusterState& cluster, const NodeState& node) {
   TRY(enter_cgroup(system_cgroup(cluster.name, node.node)));
-  int namespaces = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWTIME;
+  int namespaces =
+      CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWTIME;
   if (::unshare(namespaces) != 0) return os_error(fmt::format("unshare({:#x})", namespaces));
   TRY(shift_clocks(node.uptime_s));
   TRY(continue_as_child());  // PID 1 from here.
@@ -181,7 +185,8 @@ Result<void> hold_switch(const ClusterState& cluster) {
 Result<void> run(int argc, char** argv) {
   std::string command = argc > 1 ? argv[1] : "";
   if ((command != "switch" || argc != 3) && (command != "boot" || argc != 4))
-    return make_error(Errc::invalid, "usage: godwit-node switch STATE | boot STATE NODE; see `godwit local`");
+    return make_error(Errc::invalid,
+                      "usage: godwit-node switch STATE | boot STATE NODE; see `godwit local`");
   if (::fcntl(lock_fd, F_GETFD) < 0 || ::fcntl(report_fd, F_GETFD) < 0)
     return make_error(Errc::invalid, "godwit-node is started by `godwit local`, not by hand");
   // What the starter's libraries left open is none of a node's business.

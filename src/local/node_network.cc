@@ -7,8 +7,8 @@
 namespace godwit::local {
 namespace {
 
-// Between nodes of one cluster; the least that godwit wants on its links, since a packet dropped while
-// an address moves is sent again after this time.
+// Between nodes of one cluster; the least that godwit wants on its links, since a packet dropped
+// while an address moves is sent again after this time.
 constexpr std::uint32_t rto_min_ms = 5;
 
 // Locally administered, unique in the segment: the address behind 02:67 ("g") and what it is of.
@@ -27,7 +27,8 @@ constexpr std::uint8_t role_uplink = 0x68;
 Result<void> make_switch() {
   // No address of the switch's own, and none that appears by itself.
   for (const char* scope : {"all", "default"}) {
-    Result<void> off = write_file(fmt::format("/proc/sys/net/ipv6/conf/{}/disable_ipv6", scope), "1");
+    Result<void> off =
+        write_file(fmt::format("/proc/sys/net/ipv6/conf/{}/disable_ipv6", scope), "1");
     if (!off.ok() && off.error().sys_errno() != ENOENT) return off;  // No IPv6 here at all.
   }
   sys::Netlink netlink = TRY(sys::Netlink::open());
@@ -42,10 +43,12 @@ Result<void> connect_node(const ClusterState& cluster, const NodeState& node, in
   const std::string& port = node.node.value;
 
   TRY(mine.set_up("lo", true));
-  // A node that was just killed: its link goes with its namespace, which the kernel takes apart later.
+  // A node that was just killed: its link goes with its namespace, which the kernel takes apart
+  // later.
   Result<void> stale = theirs.delete_link(port);
   if (!stale.ok() && stale.error().code() != Errc::not_found) return stale;
-  TRY(theirs.add_veth({port, {}, -1}, {node_uplink, mac_of(node.address, role_uplink), here.get()}));
+  TRY(theirs.add_veth({port, {}, -1},
+                      {node_uplink, mac_of(node.address, role_uplink), here.get()}));
   TRY(theirs.set_master(port, switch_bridge));
   TRY(theirs.set_up(port, true));
 

@@ -1,6 +1,6 @@
 // How nodes are joined: a switch (a bridge in a namespace of its own, with a port per node), and in
-// each node the bridge `godwit0` with the uplink as a port. One flat segment from capsule to capsule, and
-// nothing of it in the machine's own network namespace.
+// each node the bridge `godwit0` with the uplink as a port. One flat segment from capsule to
+// capsule, and nothing of it in the machine's own network namespace.
 #pragma once
 
 #include "base/result.h"

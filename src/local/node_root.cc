@@ -1,24 +1,25 @@
 // What a node sees, and where it comes from.
 //
-// | path                        | what                                                              |
-// |-----------------------------|-------------------------------------------------------------------|
-// | /                           | overlayfs: the machine's / below, the node's disk above           |
-// | every other mount of the    | an overlay likewise (read-only bind where overlayfs refuses), so  |
-// | machine's                   | that a node sees what the machine sees, neither less nor more     |
-// | /tmp                        | on the node's disk, opaque (hides the machine's), emptied at boot |
-// | /run, /dev/shm              | tmpfs                                                             |
-// | /run/godwit                 | a directory of the machine's, by which it reaches the sockets     |
-// | /dev                        | tmpfs with nodes for what the machine has; a devpts of its own    |
-// | /proc, /sys, /dev/mqueue    | made anew in the node's namespaces                                |
-// | /sys/fs/cgroup              | the machine's, with all that is mounted in it                     |
-// | /proc/.../random/boot_id    | new at each boot, as on a machine                                 |
-// | the shared directory        | the machine's, at the same path: the one thing that nodes share   |
+// | path                 | what                                                               |
+// |----------------------|--------------------------------------------------------------------|
+// | /                    | overlayfs: the machine's / below, the node's disk above            |
+// | other mounts         | an overlay each likewise (read-only bind where overlayfs refuses): |
+// |                      | a node sees what the machine sees, neither less nor more           |
+// | /tmp                 | on the node's disk, hides the machine's, emptied at boot           |
+// | /run, /dev/shm       | tmpfs                                                              |
+// | /run/godwit          | a directory of the machine's, by which it reaches the sockets      |
+// | /dev                 | tmpfs with nodes for what the machine has; a devpts of its own     |
+// | /proc, /sys, mqueue  | made anew in the node's namespaces                                 |
+// | /sys/fs/cgroup       | the machine's, with all that is mounted in it                      |
+// | .../random/boot_id   | new at each boot, as on a machine                                  |
+// | the shared directory | the machine's, at the same path: the one thing that nodes share    |
 //
-// Overlayfs gives every node other device numbers for the same file, as different machines have, and costs
-// nothing where files are only read. Facts (Linux 6.18):
+// Overlayfs gives every node other device numbers for the same file, as different machines have,
+// and costs nothing where files are only read. Facts (Linux 6.18):
 // - upper and work may lie below the lower directory (only a lower below another layer is refused);
 //   they can't be reached through the overlay (ELOOP), and are hidden by an empty tmpfs.
-// - With index=on a second mount of an upper directory that is still mounted fails with EBUSY instead
+// - With index=on a second mount of an upper directory that is still mounted fails with EBUSY
+// instead
 //   of being "undefined": the mounts of a node that was just killed go away with its last process,
 //   a moment later.
 // - Changes to lower files under a mounted overlay may or may not be seen. So what is to be seen by
@@ -47,8 +48,9 @@ namespace {
 
 constexpr std::int64_t overlay_wait_us_max = 10'000'000;
 constexpr const char* hidden_places[] = {"/proc", "/sys", "/dev", "/run", "/tmp", disk_root};
-constexpr const char* devices[] = {"null", "zero", "full", "random", "urandom", "tty", "kmsg",
-                                   "fuse", "net/tun", "userfaultfd", "kvm", "vhost-net"};
+constexpr const char* devices[] = {"null",    "zero",        "full", "random",
+                                   "urandom", "tty",         "kmsg", "fuse",
+                                   "net/tun", "userfaultfd", "kvm",  "vhost-net"};
 
 bool is_below(const std::string& path, const std::string& place) {
   return path == place || path.starts_with(place + "/");
@@ -78,7 +80,8 @@ std::string unescape(const std::string& text) {
   std::string out;
   for (std::size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '\\' && i + 3 < text.size()) {
-      out += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0'));
+      out += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
+                               (text[i + 3] - '0'));
       i += 3;
     } else {
       out += text[i];
@@ -132,8 +135,9 @@ Result<void> mount_overlay(const std::string& lower, const std::string& layers,
 }
 
 // A mount of the machine's besides /, for the node.
-Result<void> copy_mount(const std::string& point, const std::string& root, const std::string& disk) {
-  struct stat status{};
+Result<void> copy_mount(const std::string& point, const std::string& root,
+                        const std::string& disk) {
+  struct stat status {};
   // Gone, or not to be reached by root either (a FUSE mount of a user's): not for nodes.
   if (::stat(point.c_str(), &status) != 0) return {};
   std::string target = root + point;
@@ -151,14 +155,16 @@ Result<void> copy_mount(const std::string& point, const std::string& root, const
 Result<void> make_devices(const std::string& dev) {
   TRY(do_mount("godwit-dev", dev, "tmpfs", MS_NOSUID, "mode=755,size=1m"));
   for (const char* name : devices) {
-    struct stat status{};
+    struct stat status {};
     std::string path = fmt::format("{}/{}", dev, name);
-    if (::stat(fmt::format("/dev/{}", name).c_str(), &status) != 0 || !S_ISCHR(status.st_mode)) continue;
+    if (::stat(fmt::format("/dev/{}", name).c_str(), &status) != 0 || !S_ISCHR(status.st_mode))
+      continue;
     TRY(make_dirs(path.substr(0, path.rfind('/'))));
     if (::mknod(path.c_str(), status.st_mode, status.st_rdev) != 0)
       return os_error(fmt::format("mknod({})", path));
     // Also of null and the like, whatever the umask.
-    if (::chmod(path.c_str(), status.st_mode & 0777) != 0) return os_error(fmt::format("chmod({})", path));
+    if (::chmod(path.c_str(), status.st_mode & 0777) != 0)
+      return os_error(fmt::format("chmod({})", path));
   }
   constexpr std::pair<const char*, const char*> links[] = {{"/proc/self/fd", "fd"},
                                                            {"/proc/self/fd/0", "stdin"},
@@ -174,7 +180,8 @@ Result<void> make_devices(const std::string& dev) {
                "newinstance,ptmxmode=0666,mode=620,gid=5"));
   TRY(do_mount("tmpfs", dev + "/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"));
   // Kernels without POSIX message queues have no such file system, and nothing to put there.
-  Result<void> queues = do_mount("mqueue", dev + "/mqueue", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC);
+  Result<void> queues =
+      do_mount("mqueue", dev + "/mqueue", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC);
   if (!queues.ok() && queues.error().sys_errno() != ENODEV) return queues;
   return {};
 }
@@ -201,11 +208,12 @@ Result<void> mount_private_places(const ClusterState& cluster, const NodeState& 
   TRY(bind_mount(node_run_dir(cluster.name, node.node), root + "/run/godwit", false));
   TRY(remove_contents(root + "/tmp"));
   TRY(make_dirs(root + disk_root));
-  TRY(do_mount("godwit-mask", root + disk_root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k"));
+  TRY(do_mount("godwit-mask", root + disk_root, "tmpfs", MS_NOSUID | MS_NODEV,
+               "mode=755,size=64k"));
   TRY(pass_through(cluster.shared_dir, root, false));
   // A build below /tmp or /run, which the node's own hide.
-  std::vector<std::string> programs = {cluster.daemon_path.substr(0, cluster.daemon_path.rfind('/')),
-                                       cluster.libexec_dir};
+  std::vector<std::string> programs = {
+      cluster.daemon_path.substr(0, cluster.daemon_path.rfind('/')), cluster.libexec_dir};
   for (std::size_t i = 0; i < programs.size(); ++i) {
     if (is_hidden(programs[i]) && (i == 0 || programs[i] != programs[0]))
       TRY(pass_through(programs[i], root, true));
@@ -216,7 +224,8 @@ Result<void> mount_private_places(const ClusterState& cluster, const NodeState& 
 Result<void> pivot(const std::string& root) {
   if (::chdir(root.c_str()) != 0) return os_error(fmt::format("chdir({})", root));
   // The old root ends up on top of the new one, at the same place, and is taken off there.
-  if (::syscall(SYS_pivot_root, ".", ".") != 0) return os_error(fmt::format("pivot_root({})", root));
+  if (::syscall(SYS_pivot_root, ".", ".") != 0)
+    return os_error(fmt::format("pivot_root({})", root));
   if (::umount2(".", MNT_DETACH) != 0) return os_error("umount of the old root");
   if (::chdir("/") != 0) return os_error("chdir(/)");
   return {};

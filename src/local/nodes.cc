@@ -40,16 +40,17 @@ Result<Launch> launch(std::vector<std::string> arguments, const ClusterLock& loc
   UniqueFd answer(ends[0]);
   UniqueFd report(ends[1]);
   UniqueFd null = TRY(open_fd("/dev/null", O_RDWR));
-  const std::pair<UniqueFd, int> passed[] = {{TRY(parked(null.get())), STDIN_FILENO},
-                                             {TRY(parked(null.get())), STDOUT_FILENO},
-                                             {TRY(parked(null.get())), STDERR_FILENO},
-                                             {TRY(parked(lock.fd())), lock_fd},
-                                             {TRY(parked(report.get())), report_fd},
-                                             {TRY(parked(netns_fd < 0 ? null.get() : netns_fd)),
-                                              switch_netns_fd}};
+  const std::pair<UniqueFd, int> passed[] = {
+      {TRY(parked(null.get())), STDIN_FILENO},
+      {TRY(parked(null.get())), STDOUT_FILENO},
+      {TRY(parked(null.get())), STDERR_FILENO},
+      {TRY(parked(lock.fd())), lock_fd},
+      {TRY(parked(report.get())), report_fd},
+      {TRY(parked(netns_fd < 0 ? null.get() : netns_fd)), switch_netns_fd}};
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
-  for (const auto& [from, to] : passed) ::posix_spawn_file_actions_adddup2(&actions, from.get(), to);
+  for (const auto& [from, to] : passed)
+    ::posix_spawn_file_actions_adddup2(&actions, from.get(), to);
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
@@ -65,7 +66,8 @@ Result<std::string> read_answer(int fd, const std::string& what) {
   std::string text;
   while (true) {
     std::int64_t left_us = deadline_us - monotonic_us();
-    if (left_us <= 0) return make_error(Errc::timeout, "{}: no answer in {} s", what, boot_us_max / 1'000'000);
+    if (left_us <= 0)
+      return make_error(Errc::timeout, "{}: no answer in {} s", what, boot_us_max / 1'000'000);
     pollfd ready{fd, POLLIN, 0};
     int n = ::poll(&ready, 1, static_cast<int>(left_us / 1000 + 1));
     if (n < 0 && errno != EINTR) return os_error("poll()");
@@ -122,7 +124,8 @@ Result<Launch> launch_switch(const ClusterState& cluster, const ClusterLock& loc
   return launch({cluster.helper_path, "switch", state_file(cluster.name)}, lock, -1, "switch");
 }
 
-Result<Launch> launch_node(const ClusterState& cluster, const NodeState& node, const ClusterLock& lock) {
+Result<Launch> launch_node(const ClusterState& cluster, const NodeState& node,
+                           const ClusterLock& lock) {
   TRY(make_cgroups(cluster, node).with(node.node.value));
   std::string directory = node_run_dir(cluster.name, node.node);
   TRY(make_dirs(directory));
@@ -140,7 +143,8 @@ Result<void> finish_launch(Launch launch) {
   }
   std::string text = TRY(std::move(answer));
   if (text == helper_ok) return {};
-  if (text.empty()) return make_error(Errc::internal, "{}: godwit-node died while starting", launch.what);
+  if (text.empty())
+    return make_error(Errc::internal, "{}: godwit-node died while starting", launch.what);
   return make_error(Errc::internal, "{}: {}", launch.what, text);
 }
 
@@ -172,7 +176,8 @@ Result<UniqueFd> switch_netns(const std::string& cluster) {
 
 Result<UniqueFd> node_netns(const std::string& cluster, const NodeId& node) {
   pid_t pid = init_pid(cluster, node);
-  if (pid == 0) return make_error(Errc::not_found, "node {} of cluster {} doesn't run", node, cluster);
+  if (pid == 0)
+    return make_error(Errc::not_found, "node {} of cluster {} doesn't run", node, cluster);
   return sys::open_netns(pid);
 }
 
@@ -183,7 +188,8 @@ bool daemon_answers(const std::string& cluster, const NodeId& node) {
   if (path.size() >= sizeof(address.sun_path)) return false;
   path.copy(address.sun_path, path.size());
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  return fd.valid() && ::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+  return fd.valid() &&
+         ::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
 }
 
 Result<void> await_daemon(const ClusterState& cluster, const NodeId& node) {

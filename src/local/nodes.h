@@ -22,7 +22,8 @@ struct Launch {
 
 Result<Launch> launch_switch(const ClusterState& cluster, const ClusterLock& lock);
 // Empties the node's run directory, makes its cgroups with their limits.
-Result<Launch> launch_node(const ClusterState& cluster, const NodeState& node, const ClusterLock& lock);
+Result<Launch> launch_node(const ClusterState& cluster, const NodeState& node,
+                           const ClusterLock& lock);
 Result<void> finish_launch(Launch launch);  // Bounded wait for the answer.
 
 // Process ids as this process's PID namespace numbers them; 0: not running.

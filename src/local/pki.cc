@@ -56,8 +56,8 @@ Result<void> extend(X509* certificate, X509* issuer, int nid, const std::string&
 
 Result<void> set_common_name(X509_NAME* name, const std::string& text) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(text.data());
-  if (X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_UTF8, bytes, static_cast<int>(text.size()), -1,
-                                 0) != 1)
+  if (X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_UTF8, bytes, static_cast<int>(text.size()),
+                                 -1, 0) != 1)
     return library_error("X509_NAME_add_entry_by_txt");
   return {};
 }

@@ -109,7 +109,9 @@ std::string state_file(const std::string& cluster) { return run_dir(cluster) + "
 std::string node_run_dir(const std::string& cluster, const NodeId& node) {
   return fmt::format("{}/{}", run_dir(cluster), node);
 }
-std::string disk_dir(const std::string& cluster) { return fmt::format("{}/{}", disk_root, cluster); }
+std::string disk_dir(const std::string& cluster) {
+  return fmt::format("{}/{}", disk_root, cluster);
+}
 std::string node_disk_dir(const std::string& cluster, const NodeId& node) {
   return fmt::format("{}/{}", disk_dir(cluster), node);
 }
@@ -117,7 +119,9 @@ std::string daemon_log(const std::string& cluster, const NodeId& node) {
   return node_disk_dir(cluster, node) + "/godwitd.log";
 }
 std::string cluster_cgroup(const std::string& cluster) { return "godwit-" + cluster; }
-std::string switch_cgroup(const std::string& cluster) { return cluster_cgroup(cluster) + "/switch"; }
+std::string switch_cgroup(const std::string& cluster) {
+  return cluster_cgroup(cluster) + "/switch";
+}
 std::string node_cgroup(const std::string& cluster, const NodeId& node) {
   return fmt::format("{}/{}", cluster_cgroup(cluster), node);
 }
@@ -126,7 +130,8 @@ std::string system_cgroup(const std::string& cluster, const NodeId& node) {
 }
 
 Result<void> make_dirs(const std::string& path, unsigned mode) {
-  for (std::size_t end = path.find('/', 1); end != std::string::npos; end = path.find('/', end + 1)) {
+  for (std::size_t end = path.find('/', 1); end != std::string::npos;
+       end = path.find('/', end + 1)) {
     std::string parent = path.substr(0, end);
     if (::mkdir(parent.c_str(), 0755) != 0 && errno != EEXIST)
       return os_error(fmt::format("mkdir({})", parent));
@@ -153,7 +158,8 @@ Result<void> remove_contents(const std::string& path) {
   for (std::filesystem::directory_iterator it(path, error), end; !error && it != end;
        it.increment(error))
     names.push_back(it->path());
-  if (error && error.value() != ENOENT) return os_error(fmt::format("list {}", path), error.value());
+  if (error && error.value() != ENOENT)
+    return os_error(fmt::format("list {}", path), error.value());
   for (const std::string& name : names) TRY(remove_all(name));
   return {};
 }
@@ -175,8 +181,8 @@ Result<ClusterLock> ClusterLock::take(const std::string& cluster, std::int64_t w
       std::this_thread::sleep_for(lock_poll);
     }
     // A `down` may have removed the file meanwhile: then this lock keeps nobody out.
-    struct stat mine{};
-    struct stat named{};
+    struct stat mine {};
+    struct stat named {};
     if (::fstat(fd.get(), &mine) == 0 && ::stat(path.c_str(), &named) == 0 &&
         mine.st_ino == named.st_ino && mine.st_dev == named.st_dev)
       return ClusterLock(std::move(fd), std::move(path));

@@ -22,9 +22,9 @@ inline constexpr const char* disk_root = "/var/lib/godwit-local";
 
 struct NodeState {
   NodeId node;
-  int number = 1;            // n1 is 1.
+  int number = 1;  // n1 is 1.
   sys::Ipv4 address;
-  int cores = 0;             // 0: no cap
+  int cores = 0;  // 0: no cap
   double speed = 1.0;
   std::uint64_t memory_bytes = 0;
   std::int64_t uptime_s = 0;  // What its clocks show when it boots.
@@ -57,9 +57,9 @@ std::string disk_dir(const std::string& cluster);
 std::string node_disk_dir(const std::string& cluster, const NodeId& node);
 std::string daemon_log(const std::string& cluster, const NodeId& node);
 
-std::string cluster_cgroup(const std::string& cluster);                      // "godwit-NAME"
-std::string switch_cgroup(const std::string& cluster);                       // "godwit-NAME/switch"
-std::string node_cgroup(const std::string& cluster, const NodeId& node);     // "godwit-NAME/n1"
+std::string cluster_cgroup(const std::string& cluster);                   // "godwit-NAME"
+std::string switch_cgroup(const std::string& cluster);                    // "godwit-NAME/switch"
+std::string node_cgroup(const std::string& cluster, const NodeId& node);  // "godwit-NAME/n1"
 // A leaf for PID 1 and godwitd: with cgroup v2 only leaves hold processes.
 std::string system_cgroup(const std::string& cluster, const NodeId& node);
 
@@ -69,8 +69,8 @@ Result<void> remove_all(const std::string& path);                       // Nothi
 Result<void> remove_contents(const std::string& path);
 
 // One writer per cluster. The lock lies on the open file description, and the helper inherits it
-// until it has entered its cgroup: whoever gets the lock after a crash thus finds every process that the dead one
-// had started in the cluster's cgroups.
+// until it has entered its cgroup: whoever gets the lock after a crash thus finds every process
+// that the dead one had started in the cluster's cgroups.
 class ClusterLock {
  public:
   // Waits at most `wait_us` for others.

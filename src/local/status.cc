@@ -1,6 +1,5 @@
-#include <nlohmann/json.hpp>
-
 #include <charconv>
+#include <nlohmann/json.hpp>
 
 #include "local/local_cluster.h"
 #include "local/nodes.h"
@@ -63,20 +62,27 @@ Result<void> check_cluster_name(const std::string& name) {
   for (char c : name) good = good && ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-');
   if (good) return {};
   return make_error(Errc::invalid,
-                    "\"{}\" is no name for a cluster: at most {} of a-z, 0-9 and -, a letter first", name,
-                    length_max);
+                    "\"{}\" is no name for a cluster: at most {} of a-z, 0-9 and -, a letter first",
+                    name, length_max);
 }
 
 Result<std::uint64_t> parse_bytes(const std::string& text) {
   constexpr std::uint64_t k = 1024;
-  return parse_with_unit(text, {{"", 1}, {"K", k}, {"M", k * k}, {"G", k * k * k}, {"T", k * k * k * k},
-                                {"KiB", k}, {"MiB", k * k}, {"GiB", k * k * k},
+  return parse_with_unit(text, {{"", 1},
+                                {"K", k},
+                                {"M", k * k},
+                                {"G", k * k * k},
+                                {"T", k * k * k * k},
+                                {"KiB", k},
+                                {"MiB", k * k},
+                                {"GiB", k * k * k},
                                 {"TiB", k * k * k * k}});
 }
 
 Result<std::uint64_t> parse_bits_per_s(const std::string& text) {
   constexpr std::uint64_t k = 1000;
-  return parse_with_unit(text, {{"", 1}, {"bit", 1}, {"kbit", k}, {"mbit", k * k}, {"gbit", k * k * k}});
+  return parse_with_unit(text,
+                         {{"", 1}, {"bit", 1}, {"kbit", k}, {"mbit", k * k}, {"gbit", k * k * k}});
 }
 
 std::string daemon_socket(const std::string& name, const NodeId& node) {

@@ -8,14 +8,13 @@
 #include "sys/cpuid.h"
 
 #include <cpuid.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <optional>
 #include <span>
-
-#include <fmt/format.h>
 
 namespace godwit::sys {
 namespace {
@@ -32,66 +31,95 @@ struct Record {
 };
 static_assert(sizeof(Record) == 24, "the packed form");
 
-// One register of features: its bits' names from 0 on. "-": for kernels only; "": unnamed, counts.
+// One register of features: its 32 bits' names from 0 on, eight a line. "-": for kernels only; "?":
+// no name known, counts.
 struct Word {
   std::uint32_t leaf;
   std::uint32_t subleaf;
   Register which;
-  std::array<const char*, 32> names;
+  std::string_view names;
+
+  constexpr std::string_view name(int bit) const {
+    std::string_view rest = names;
+    for (; bit > 0; --bit) rest.remove_prefix(rest.find(' ') + 1);
+    return rest.substr(0, rest.find(' '));
+  }
 };
 
 // Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E.
 constexpr Word words[] = {
     {1, 0, ecx,
-     {"sse3", "pclmulqdq", "-", "monitor", "-", "-", "-", "-", "-", "ssse3", "-", "-", "fma",
-      "cx16", "-", "-", "", "-", "-", "sse4_1", "sse4_2", "-", "movbe", "popcnt", "-", "aes",
-      "xsave", "osxsave", "avx", "f16c", "rdrand", "-"}},
+     "sse3 pclmulqdq - - - - - - "
+     "- ssse3 - - fma cx16 - - "
+     "? - - sse4_1 sse4_2 - movbe popcnt "
+     "- aes xsave osxsave avx f16c rdrand -"},
     {1, 0, edx,
-     {"fpu", "-", "-", "-", "tsc", "-", "-", "-", "cx8", "-", "", "sep", "-", "-", "-", "cmov",
-      "-", "-", "-", "clflush", "", "-", "-", "mmx", "fxsr", "sse", "sse2", "-", "-", "-", "", "-"}},
+     "fpu - - - tsc - - - "
+     "cx8 - ? sep - - - cmov "
+     "- - - clflush ? - - mmx "
+     "fxsr sse sse2 - - - ? -"},
     {7, 0, ebx,
-     {"fsgsbase", "-", "sgx", "bmi1", "hle", "avx2", "-", "-", "bmi2", "erms", "-", "rtm", "-",
-      "-", "mpx", "-", "avx512f", "avx512dq", "rdseed", "adx", "-", "avx512ifma", "", "clflushopt",
-      "clwb", "-", "avx512pf", "avx512er", "avx512cd", "sha", "avx512bw", "avx512vl"}},
+     "fsgsbase - sgx bmi1 hle avx2 - - "
+     "bmi2 erms - rtm - - mpx - "
+     "avx512f avx512dq rdseed adx - avx512ifma ? clflushopt "
+     "clwb - avx512pf avx512er avx512cd sha avx512bw avx512vl"},
     {7, 0, ecx,
-     {"prefetchwt1", "avx512vbmi", "-", "pku", "ospke", "waitpkg", "avx512vbmi2", "shstk", "gfni",
-      "vaes", "vpclmulqdq", "avx512vnni", "avx512bitalg", "-", "avx512vpopcntdq", "", "-", "-", "-",
-      "-", "-", "-", "rdpid", "-", "-", "cldemote", "", "movdiri", "movdir64b", "enqcmd", "-", "-"}},
+     "prefetchwt1 avx512vbmi - pku ospke waitpkg avx512vbmi2 shstk "
+     "gfni vaes vpclmulqdq avx512vnni avx512bitalg - avx512vpopcntdq ? "
+     "- - - - - - rdpid - "
+     "- cldemote ? movdiri movdir64b enqcmd - -"},
     {7, 0, edx,
-     {"", "-", "avx512_4vnniw", "avx512_4fmaps", "fsrm", "uintr", "", "", "avx512vp2intersect", "-",
-      "-", "-", "", "-", "serialize", "-", "tsxldtrk", "", "-", "-", "ibt", "", "amx_bf16",
-      "avx512fp16", "amx_tile", "amx_int8", "-", "-", "-", "-", "-", "-"}},
+     "? - avx512_4vnniw avx512_4fmaps fsrm uintr ? ? "
+     "avx512vp2intersect - - - ? - serialize - "
+     "tsxldtrk ? - - ibt ? amx_bf16 avx512fp16 "
+     "amx_tile amx_int8 - - - - - -"},
     {7, 1, eax,
-     {"sha512", "sm3", "sm4", "rao_int", "avx_vnni", "avx512bf16", "-", "cmpccxadd", "-", "", "fzrm",
-      "fsrs", "fsrc", "", "", "", "", "-", "-", "-", "", "amx_fp16", "-", "avx_ifma", "", "", "-",
-      "-", "", "", "", "movrs"}},
+     "sha512 sm3 sm4 rao_int avx_vnni avx512bf16 - cmpccxadd "
+     "- ? fzrm fsrs fsrc ? ? ? "
+     "? - - - ? amx_fp16 - avx_ifma "
+     "? ? - - ? ? ? movrs"},
     {7, 1, edx,
-     {"", "", "", "", "avx_vnni_int8", "avx_ne_convert", "", "", "amx_complex", "", "avx_vnni_int16",
-      "", "", "", "prefetchi", "", "", "-", "-", "avx10", "", "apx_f", "", "", "", "", "", "", "", "",
-      "", ""}},
-    {0xd, 1, eax, {"xsaveopt", "xsavec", "xgetbv1", "-", "xfd", "", "", "", "", "", "", "", "", "", "",
-                   "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", ""}},
+     "? ? ? ? avx_vnni_int8 avx_ne_convert ? ? "
+     "amx_complex ? avx_vnni_int16 ? ? ? prefetchi ? "
+     "? - - avx10 ? apx_f ? ? "
+     "? ? ? ? ? ? ? ?"},
+    {0xd, 1, eax,
+     "xsaveopt xsavec xgetbv1 - xfd ? ? ? "
+     "? ? ? ? ? ? ? ? "
+     "? ? ? ? ? ? ? ? "
+     "? ? ? ? ? ? ? ?"},
     {0x80000001, 0, ecx,
-     {"lahf_lm", "-", "-", "-", "-", "lzcnt", "sse4a", "misalignsse", "prefetchw", "-", "-", "xop",
-      "-", "-", "", "-", "fma4", "-", "", "", "", "tbm", "-", "-", "-", "", "-", "-", "-", "mwaitx",
-      "-", "-"}},
+     "lahf_lm - - - - lzcnt sse4a misalignsse "
+     "prefetchw - - xop - - ? - "
+     "fma4 - ? ? ? tbm - - "
+     "- ? - - - mwaitx - -"},
     {0x80000001, 0, edx,
-     {"-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "syscall", "-", "-", "-", "-", "-", "-",
-      "-", "-", "-", "-", "mmxext", "-", "-", "-", "-", "rdtscp", "", "lm", "3dnowext", "3dnow"}},
+     "- - - - - - - - "
+     "- - - syscall - - - - "
+     "- - - - - - mmxext - "
+     "- - - rdtscp ? lm 3dnowext 3dnow"},
     {0x80000008, 0, ebx,
-     {"clzero", "-", "-", "-", "rdpru", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-",
-      "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"}},
+     "clzero - - - rdpru - - - "
+     "- - - - - - - - "
+     "- - - - - - - - "
+     "- - - - - - - -"},
     {xcr0_leaf, 0, eax,
-     {"xstate:x87", "xstate:sse", "xstate:avx", "xstate:bndregs", "xstate:bndcsr", "xstate:opmask",
-      "xstate:zmm_hi256", "xstate:hi16_zmm", "-", "xstate:pkru", "xstate:pasid", "xstate:cet_u", "-",
-      "-", "xstate:uintr", "-", "-", "xstate:xtilecfg", "xstate:xtiledata", "xstate:apx", "", "", "",
-      "", "", "", "", "", "", "", "", ""}},
+     "xstate:x87 xstate:sse xstate:avx xstate:bndregs xstate:bndcsr xstate:opmask xstate:zmm_hi256 "
+     "xstate:hi16_zmm "
+     "- xstate:pkru xstate:pasid xstate:cet_u - - xstate:uintr - "
+     "- xstate:xtilecfg xstate:xtiledata xstate:apx ? ? ? ? "
+     "? ? ? ? ? ? ? ?"},
 };
+
+static_assert(std::all_of(std::begin(words), std::end(words), [](const Word& word) {
+  return std::count(word.names.begin(), word.names.end(), ' ') == 31;
+}));
 
 std::optional<Record> query(std::uint32_t leaf, std::uint32_t subleaf) {
   Record record{leaf, subleaf, {}};
   auto& r = record.registers;
-  if (__get_cpuid_count(leaf, subleaf, &r[eax], &r[ebx], &r[ecx], &r[edx]) == 0) return std::nullopt;
+  if (__get_cpuid_count(leaf, subleaf, &r[eax], &r[ebx], &r[ecx], &r[edx]) == 0)
+    return std::nullopt;
   return record;
 }
 
@@ -118,15 +146,15 @@ Result<std::vector<Record>> unpack(std::string_view packed) {
 
 std::uint32_t value_of(std::span<const Record> records, const Word& word) {
   for (const Record& record : records) {
-    if (record.leaf == word.leaf && record.subleaf == word.subleaf) return record.registers[word.which];
+    if (record.leaf == word.leaf && record.subleaf == word.subleaf)
+      return record.registers[word.which];
   }
   return 0;
 }
 
-bool counts(const Word& word, int bit) { return std::string_view(word.names[bit]) != "-"; }
-
-std::string name_of(const Word& word, int bit) {
-  if (*word.names[bit] != '\0') return word.names[bit];
+std::string describe(const Word& word, int bit) {
+  std::string_view name = word.name(bit);
+  if (name != "?") return std::string(name);
   constexpr const char* registers[] = {"eax", "ebx", "ecx", "edx"};
   return fmt::format("leaf {:x}.{} {} bit {}", word.leaf, word.subleaf, registers[word.which], bit);
 }
@@ -137,7 +165,7 @@ std::vector<std::string> names(std::span<const Record> records, std::span<const 
   for (const Word& word : words) {
     std::uint32_t bits = value_of(records, word) & ~value_of(without, word);
     for (int bit = 0; bit < 32; ++bit) {
-      if ((bits >> bit & 1) != 0 && counts(word, bit)) found.push_back(name_of(word, bit));
+      if ((bits >> bit & 1) != 0 && word.name(bit) != "-") found.push_back(describe(word, bit));
     }
   }
   return found;
@@ -160,8 +188,10 @@ std::string cpu_features() {
     records.push_back(*record);
   }
   std::uint64_t xcr0 = read_xcr0();
-  records.push_back({xcr0_leaf, 0, {static_cast<std::uint32_t>(xcr0), 0, 0,
-                                    static_cast<std::uint32_t>(xcr0 >> 32)}});
+  records.push_back(
+      {xcr0_leaf,
+       0,
+       {static_cast<std::uint32_t>(xcr0), 0, 0, static_cast<std::uint32_t>(xcr0 >> 32)}});
   INVARIANT(records.size() <= records_max);
 
   std::string packed;
@@ -171,7 +201,8 @@ std::string cpu_features() {
   return packed;
 }
 
-Result<std::vector<std::string>> missing_features(std::string_view source, std::string_view target) {
+Result<std::vector<std::string>> missing_features(std::string_view source,
+                                                  std::string_view target) {
   std::vector<Record> from = TRY(unpack(source).with("source"));
   std::vector<Record> to = TRY(unpack(target).with("target"));
   return names(from, to);

@@ -36,8 +36,9 @@ TEST(Cpuid, AgreesWithTheKernelOnVectorExtensions) {
   std::set<std::string> flags{std::istream_iterator<std::string>(stream), {}};
   ASSERT_FALSE(flags.empty());
   std::vector<std::string> names = *feature_names(cpu_features());
-  for (const char* name : {"avx", "avx2", "avx512f", "avx512bw", "bmi1", "bmi2", "fma", "aes", "popcnt",
-                           "amx_tile", "avx_vnni", "fsrm", "erms", "rdrand", "xsavec", "movbe"})
+  for (const char* name :
+       {"avx", "avx2", "avx512f", "avx512bw", "bmi1", "bmi2", "fma", "aes", "popcnt", "amx_tile",
+        "avx_vnni", "fsrm", "erms", "rdrand", "xsavec", "movbe"})
     EXPECT_EQ(has(names, name), flags.count(name) == 1) << name;
 }
 

@@ -15,7 +15,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 
 namespace godwit::sys {
@@ -55,7 +54,8 @@ void for_each_attr(const nlmsghdr* header, std::size_t skip, Each each) {
 
 template <typename Each>
 void for_each_nested(const nlattr* nest, Each each) {
-  const auto* end = static_cast<const char*>(mnl_attr_get_payload(nest)) + mnl_attr_get_payload_len(nest);
+  const auto* end =
+      static_cast<const char*>(mnl_attr_get_payload(nest)) + mnl_attr_get_payload_len(nest);
   for (const auto* attr = static_cast<const nlattr*>(mnl_attr_get_payload(nest));
        mnl_attr_ok(attr, static_cast<int>(end - reinterpret_cast<const char*>(attr)));
        attr = mnl_attr_next(attr))
@@ -102,9 +102,15 @@ Link parse_link(const nlmsghdr* header) {
   link.running = (info->ifi_flags & IFF_RUNNING) != 0;
   for_each_attr(header, sizeof(*info), [&](const nlattr* attr) {
     switch (mnl_attr_get_type(attr)) {
-      case IFLA_IFNAME: link.name = mnl_attr_get_str(attr); break;
-      case IFLA_MTU: link.mtu = mnl_attr_get_u32(attr); break;
-      case IFLA_MASTER: link.master = static_cast<int>(mnl_attr_get_u32(attr)); break;
+      case IFLA_IFNAME:
+        link.name = mnl_attr_get_str(attr);
+        break;
+      case IFLA_MTU:
+        link.mtu = mnl_attr_get_u32(attr);
+        break;
+      case IFLA_MASTER:
+        link.master = static_cast<int>(mnl_attr_get_u32(attr));
+        break;
       case IFLA_ADDRESS:
         if (mnl_attr_get_payload_len(attr) == link.mac.bytes.size())
           std::memcpy(link.mac.bytes.data(), mnl_attr_get_payload(attr), link.mac.bytes.size());
@@ -115,7 +121,8 @@ Link parse_link(const nlmsghdr* header) {
         });
         break;
       }
-      default: break;
+      default:
+        break;
     }
   });
   return link;
@@ -126,72 +133,7 @@ void put_ipv4(nlmsghdr* header, std::uint16_t type, Ipv4 address) {
   mnl_attr_put_u32(header, type, htonl(address.value));
 }
 
-std::uint32_t mask_of(int length) { return length == 0 ? 0 : ~0U << (32 - length); }
-
-// "a.b.c.d", nothing before or after; inet_pton is strict about it.
-std::optional<std::uint32_t> dotted(std::string_view text) {
-  in_addr raw{};
-  if (::inet_pton(AF_INET, std::string(text).c_str(), &raw) != 1) return std::nullopt;
-  return ntohl(raw.s_addr);
-}
-
 }  // namespace
-
-std::string to_string(const Mac& mac) {
-  return fmt::format("{:02x}", fmt::join(mac.bytes, ":"));
-}
-
-Result<Mac> parse_mac(std::string_view text) {
-  Mac mac;
-  bool good = text.size() == 17;
-  for (std::size_t i = 0; good && i < 6; ++i) {
-    const char* at = text.data() + 3 * i;
-    auto [end, error] = std::from_chars(at, at + 2, mac.bytes[i], 16);
-    good = error == std::errc{} && end == at + 2 && (i == 5 || *end == ':');
-  }
-  if (!good) return make_error(Errc::invalid, "\"{}\" is no MAC address", text);
-  return mac;
-}
-
-std::string to_string(Ipv4 address) {
-  return fmt::format("{}.{}.{}.{}", address.value >> 24, address.value >> 16 & 255,
-                     address.value >> 8 & 255, address.value & 255);
-}
-
-Result<Ipv4> parse_ipv4(std::string_view text) {
-  if (auto value = dotted(text)) return Ipv4{*value};
-  return make_error(Errc::invalid, "\"{}\" is no IPv4 address", text);
-}
-
-Ipv4 Ipv4Prefix::network() const { return Ipv4{address.value & mask_of(length)}; }
-
-bool Ipv4Prefix::contains(Ipv4 other) const {
-  return (other.value & mask_of(length)) == network().value;
-}
-
-bool Ipv4Prefix::overlaps(const Ipv4Prefix& other) const {
-  std::uint32_t mask = mask_of(std::min(length, other.length));
-  return (address.value & mask) == (other.address.value & mask);
-}
-
-std::string to_string(const Ipv4Prefix& prefix) {
-  return fmt::format("{}/{}", to_string(prefix.address), prefix.length);
-}
-
-Result<Ipv4Prefix> parse_ipv4_prefix(std::string_view text) {
-  std::size_t slash = text.find('/');
-  Ipv4Prefix prefix;
-  auto value = dotted(text.substr(0, slash));
-  bool good = value.has_value();
-  if (good) prefix.address.value = *value;
-  if (good && slash != std::string_view::npos) {
-    const char* last = text.data() + text.size();
-    auto [end, error] = std::from_chars(text.data() + slash + 1, last, prefix.length);
-    good = error == std::errc{} && end == last && prefix.length >= 0 && prefix.length <= 32;
-  }
-  if (!good) return make_error(Errc::invalid, "\"{}\" is no IPv4 prefix", text);
-  return prefix;
-}
 
 // --- The socket ---------------------------------------------------------------------------------
 
@@ -278,8 +220,9 @@ Result<std::vector<Link>> Netlink::fetch_links(const std::string& name) {
     mnl_attr_put_strz(message.header, IFLA_IFNAME, name.c_str());
   }
   std::vector<Link> found;
-  TRY(dump(message.header, fmt::format("get link {}", name.empty() ? "*" : name),
-           [&](const void* part) { found.push_back(parse_link(static_cast<const nlmsghdr*>(part))); }));
+  TRY(dump(
+      message.header, fmt::format("get link {}", name.empty() ? "*" : name),
+      [&](const void* part) { found.push_back(parse_link(static_cast<const nlmsghdr*>(part))); }));
   return found;
 }
 
@@ -430,7 +373,8 @@ Result<PortState> Netlink::port_state(const std::string& name) {
   return *state;
 }
 
-// --- Addresses, routes, neighbours ----------------------------------------------------------------
+// --- Addresses, routes, neighbours
+// ----------------------------------------------------------------
 
 namespace {
 void fill_address(Message& message, int index, const Ipv4Prefix& address) {
@@ -475,18 +419,29 @@ Route parse_route(const nlmsghdr* header, std::uint32_t& index) {
   route.table = body->rtm_table;
   for_each_attr(header, sizeof(*body), [&](const nlattr* attr) {
     switch (mnl_attr_get_type(attr)) {
-      case RTA_TABLE: route.table = mnl_attr_get_u32(attr); break;
-      case RTA_DST: route.to = Ipv4Prefix{get_ipv4(attr), body->rtm_dst_len}; break;
-      case RTA_GATEWAY: route.gateway = get_ipv4(attr); break;
-      case RTA_PREFSRC: route.source = get_ipv4(attr); break;
-      case RTA_OIF: index = mnl_attr_get_u32(attr); break;
+      case RTA_TABLE:
+        route.table = mnl_attr_get_u32(attr);
+        break;
+      case RTA_DST:
+        route.to = Ipv4Prefix{get_ipv4(attr), body->rtm_dst_len};
+        break;
+      case RTA_GATEWAY:
+        route.gateway = get_ipv4(attr);
+        break;
+      case RTA_PREFSRC:
+        route.source = get_ipv4(attr);
+        break;
+      case RTA_OIF:
+        index = mnl_attr_get_u32(attr);
+        break;
       case RTA_METRICS: {
         for_each_nested(attr, [&](const nlattr* inner) {
           if (mnl_attr_get_type(inner) == RTAX_RTO_MIN) route.rto_min_ms = mnl_attr_get_u32(inner);
         });
         break;
       }
-      default: break;
+      default:
+        break;
     }
   });
   return route;
@@ -569,14 +524,16 @@ Result<void> Netlink::replace_neighbour(const std::string& dev, Ipv4 address, co
   Message message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE);
   fill_neighbour(message, index, address);
   mnl_attr_put(message.header, NDA_LLADDR, mac.bytes.size(), mac.bytes.data());
-  return request(message.header, fmt::format("replace neighbour {} dev {}", to_string(address), dev));
+  return request(message.header,
+                 fmt::format("replace neighbour {} dev {}", to_string(address), dev));
 }
 
 Result<void> Netlink::delete_neighbour(const std::string& dev, Ipv4 address) {
   int index = TRY(index_of(dev));
   Message message(RTM_DELNEIGH, 0);
   fill_neighbour(message, index, address);
-  return request(message.header, fmt::format("delete neighbour {} dev {}", to_string(address), dev));
+  return request(message.header,
+                 fmt::format("delete neighbour {} dev {}", to_string(address), dev));
 }
 
 // The bucket holds 4 ms at the rate, and at least four full GSO packets: a veth hands over packets
@@ -595,7 +552,8 @@ Result<void> Netlink::set_rate(const std::string& dev, std::uint64_t bytes_per_s
   if (bytes_per_s == 0) {
     Result<void> removed = request(header, what);
     // There was no limit: that is what was asked for.
-    if (!removed.ok() && (removed.error().sys_errno() == ENOENT || removed.error().sys_errno() == EINVAL))
+    if (!removed.ok() &&
+        (removed.error().sys_errno() == ENOENT || removed.error().sys_errno() == EINVAL))
       return {};
     return removed;
   }

@@ -5,7 +5,6 @@
 // Errors carry the request and, where the kernel gives one, its own words (extended ack).
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -17,70 +16,51 @@
 
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "sys/net_address.h"
 
 namespace godwit::sys {
-
-struct Mac {
-  std::array<std::uint8_t, 6> bytes{};
-  auto operator<=>(const Mac&) const = default;
-};
-std::string to_string(const Mac& mac);        // "02:aa:bb:cc:dd:ee"
-Result<Mac> parse_mac(std::string_view text);
-
-struct Ipv4 {
-  std::uint32_t value = 0;  // Host byte order.
-  auto operator<=>(const Ipv4&) const = default;
-};
-std::string to_string(Ipv4 address);
-Result<Ipv4> parse_ipv4(std::string_view text);
-
-struct Ipv4Prefix {
-  Ipv4 address;     // As given: the host's address, or the network's.
-  int length = 32;  // 0 to 32
-  auto operator<=>(const Ipv4Prefix&) const = default;
-
-  Ipv4 network() const;
-  bool contains(Ipv4 other) const;
-  bool overlaps(const Ipv4Prefix& other) const;
-};
-std::string to_string(const Ipv4Prefix& prefix);  // "10.1.0.2/16"
-Result<Ipv4Prefix> parse_ipv4_prefix(std::string_view text);
 
 // State of a bridge port. `disabled` drops all traffic silently, both ways, and the other end keeps
 // its carrier; setting it takes 40 us. On a bridge without a spanning tree the kernel keeps no
 // state but these two: the others turn into forwarding at once (br_port_state_selection), and are
 // only ever seen on somebody else's bridge.
-enum class PortState : std::uint8_t { disabled = 0, listening = 1, learning = 2, forwarding = 3, blocking = 4 };
+enum class PortState : std::uint8_t {
+  disabled = 0,
+  listening = 1,
+  learning = 2,
+  forwarding = 3,
+  blocking = 4
+};
 
 struct VethEnd {
-  std::string name;                // At most 15 bytes.
-  std::optional<Mac> mac;          // Random if absent.
-  int netns_fd = -1;               // -1: the namespace of the Netlink object.
+  std::string name;        // At most 15 bytes.
+  std::optional<Mac> mac;  // Random if absent.
+  int netns_fd = -1;       // -1: the namespace of the Netlink object.
 };
 
 struct Link {
   int index = 0;
   std::string name;
-  std::string kind;                // "veth", "bridge"; empty for real devices.
+  std::string kind;  // "veth", "bridge"; empty for real devices.
   Mac mac;
   std::uint32_t mtu = 0;
-  int master = 0;                  // Index of the bridge; 0: none.
-  bool up = false;                 // Administratively.
-  bool running = false;            // Has a carrier, too.
+  int master = 0;        // Index of the bridge; 0: none.
+  bool up = false;       // Administratively.
+  bool running = false;  // Has a carrier, too.
 };
 
 struct Route {
-  std::optional<Ipv4Prefix> to;       // Absent: the default route.
+  std::optional<Ipv4Prefix> to;  // Absent: the default route.
   std::optional<Ipv4> gateway;
-  std::string dev;                    // May be empty where there is a gateway.
-  std::optional<Ipv4> source;         // Preferred source address.
-  std::uint32_t rto_min_ms = 0;       // 0: the kernel's default (200 ms).
-  std::uint32_t table = 254;          // RT_TABLE_MAIN
+  std::string dev;               // May be empty where there is a gateway.
+  std::optional<Ipv4> source;    // Preferred source address.
+  std::uint32_t rto_min_ms = 0;  // 0: the kernel's default (200 ms).
+  std::uint32_t table = 254;     // RT_TABLE_MAIN
 };
 
 class Netlink {
  public:
-  static Result<Netlink> open();                    // In the namespace of the calling thread.
+  static Result<Netlink> open();  // In the namespace of the calling thread.
   static Result<Netlink> open_in(int netns_fd);
   // `pid`: any process in the namespace, as /proc/PID/ns/net.
   static Result<Netlink> open_in_process(pid_t pid);
@@ -94,7 +74,7 @@ class Netlink {
   Result<void> add_bridge(const std::string& name, std::optional<Mac> mac = {});
   Result<void> delete_link(const std::string& name);  // Errc::not_found where there is none.
 
-  Result<Link> link(const std::string& name);         // Errc::not_found
+  Result<Link> link(const std::string& name);  // Errc::not_found
   Result<std::vector<Link>> links();
   Result<void> set_up(const std::string& name, bool up);
   Result<void> set_master(const std::string& name, const std::string& bridge);  // "": none
@@ -103,9 +83,10 @@ class Netlink {
   Result<void> rename(const std::string& name, const std::string& to);
   Result<void> move_to(const std::string& name, int netns_fd);
 
-  // Preconditions: the link is a port of a bridge and Link::running. A change of carrier, of up/down
-  // or of the master puts the port back to forwarding, and the kernel reports a carrier late, from
-  // a work queue: a gate that is closed before Link::running was seen may open by itself.
+  // Preconditions: the link is a port of a bridge and Link::running. A change of carrier, of
+  // up/down or of the master puts the port back to forwarding, and the kernel reports a carrier
+  // late, from a work queue: a gate that is closed before Link::running was seen may open by
+  // itself.
   Result<void> set_port_state(const std::string& name, PortState state);
   // The same for callers in a hurry, with an index looked up before.
   Result<void> set_port_state(int index, PortState state);

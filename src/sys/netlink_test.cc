@@ -19,10 +19,10 @@ UniqueFd new_netns() {
   return fd;
 }
 
-#define ASSERT_OK(expr)                                      \
-  do {                                                       \
-    auto outcome_ = (expr);                                  \
-    ASSERT_TRUE(outcome_.ok()) << outcome_.error().what();   \
+#define ASSERT_OK(expr)                                    \
+  do {                                                     \
+    auto outcome_ = (expr);                                \
+    ASSERT_TRUE(outcome_.ok()) << outcome_.error().what(); \
   } while (false)
 
 class NetlinkTest : public testing::Test {

@@ -1,5 +1,5 @@
-// For tests of the local cluster: clusters with names that nobody else has, removed whatever happens, and a look
-// into their nodes.
+// For tests of the local cluster: clusters with names that nobody else has, removed whatever
+// happens, and a look into their nodes.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -46,8 +46,9 @@ inline UpOptions options_for(const std::string& name, int nodes) {
 // What of the cluster can still be seen anywhere; empty: nothing.
 inline std::string leftovers(const std::string& name) {
   std::string found;
-  for (const std::string& path : {"/run/godwit/local/" + name, "/run/godwit/local/" + name + ".lock",
-                                  "/var/lib/godwit-local/" + name})
+  for (const std::string& path :
+       {"/run/godwit/local/" + name, "/run/godwit/local/" + name + ".lock",
+        "/var/lib/godwit-local/" + name})
     if (std::filesystem::exists(path)) found += path + "\n";
   Result<std::vector<sys::CgroupHierarchy>> hierarchies = sys::mounted_cgroups();
   if (!hierarchies.ok()) return hierarchies.error().what();
@@ -73,12 +74,14 @@ struct Output {
 
 // Runs a command line in all namespaces of the node (not in its cgroup).
 inline Output in_node(const NodeStatus& node, const std::string& command) {
-  std::string line = "nsenter -t " + std::to_string(node.init_pid) + " -a -- sh -c '" + command + "' 2>&1";
+  std::string line =
+      "nsenter -t " + std::to_string(node.init_pid) + " -a -- sh -c '" + command + "' 2>&1";
   Output output;
   FILE* pipe = ::popen(line.c_str(), "re");
   if (pipe == nullptr) return output;
   char buffer[4096];
-  while (std::size_t got = std::fread(buffer, 1, sizeof(buffer), pipe)) output.text.append(buffer, got);
+  while (std::size_t got = std::fread(buffer, 1, sizeof(buffer), pipe))
+    output.text.append(buffer, got);
   int status = ::pclose(pipe);
   if (WIFEXITED(status)) output.status = WEXITSTATUS(status);
   while (!output.text.empty() && output.text.back() == '\n') output.text.pop_back();
