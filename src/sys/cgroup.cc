@@ -1,14 +1,19 @@
 // Control groups of both versions behind one interface.
 //
 // Facts (Linux 6.18, 2 cores):
-// - Writing to cgroup.procs waits for a grace period of RCU: 10.9 ms for the first write, 25 to 130 us
-//   for others that follow at once, in whichever hierarchy. Making and removing a directory: 30 to 60 us.
-// - v2's freezer is done after 14 us, seen by reading cgroup.events right after writing cgroup.freeze;
+// - Writing to cgroup.procs waits for a grace period of RCU: 10.9 ms for the first write, 25 to 130
+// us
+//   for others that follow at once, in whichever hierarchy. Making and removing a directory: 30 to
+//   60 us.
+// - v2's freezer is done after 14 us, seen by reading cgroup.events right after writing
+// cgroup.freeze;
 //   waiting for the file's change notification takes 10 ms. So: read, yield, read, and only
 //   then sleep between reads.
-// - A v2 group kills what is in it by cgroup.kill (5.14), forks included, frozen or not. With v1 the
+// - A v2 group kills what is in it by cgroup.kill (5.14), forks included, frozen or not. With v1
+// the
 //   list must be read and killed until it is empty, and a frozen task dies only once it is thawed.
-// - With v2 a group that passes controllers on to its children can't hold processes itself. Controllers
+// - With v2 a group that passes controllers on to its children can't hold processes itself.
+// Controllers
 //   are passed on down to the parent of the group made, which hence holds none.
 #include "sys/cgroup.h"
 
@@ -51,7 +56,8 @@ std::string unescape(std::string_view text) {
   std::string out;
   for (std::size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '\\' && i + 3 < text.size()) {
-      out += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0'));
+      out += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
+                               (text[i + 3] - '0'));
       i += 3;
     } else {
       out += text[i];
@@ -117,7 +123,8 @@ Result<void> wait_until(std::int64_t us_max, const std::string& what, Done done)
   std::int64_t deadline_us = monotonic_us() + us_max;
   for (int spin = 0;; ++spin) {
     if (TRY(done())) return {};
-    if (monotonic_us() > deadline_us) return make_error(Errc::timeout, "{}: not after {} us", what, us_max);
+    if (monotonic_us() > deadline_us)
+      return make_error(Errc::timeout, "{}: not after {} us", what, us_max);
     if (spin < spins_before_sleep) {
       ::sched_yield();
     } else {
@@ -131,7 +138,9 @@ Result<bool> frozen_v2(const std::string& path) {
   return TRY(keyed_number(path + "/cgroup.events", "frozen")) == 1;
 }
 
-Result<void> thaw_v1(const std::string& path) { return write_file(path + "/freezer.state", "THAWED"); }
+Result<void> thaw_v1(const std::string& path) {
+  return write_file(path + "/freezer.state", "THAWED");
+}
 
 Result<void> make_directories(const std::string& mount, const std::string& name, mode_t mode) {
   std::string path = mount;
@@ -153,21 +162,21 @@ Result<void> delegate(const CgroupHierarchy& v2, const std::string& name) {
       bool offered = false;
       for (std::string_view word : split(available, ' '))
         offered |= word == controller || word == fmt::format("{}\n", controller);
-      if (offered) TRY(write_file(control, fmt::format("+{}", controller)).with("pass on a controller"));
+      if (offered)
+        TRY(write_file(control, fmt::format("+{}", controller)).with("pass on a controller"));
     }
     path += fmt::format("/{}", part);
   }
   return {};
 }
 
-Result<void> remove_tree(const std::string& directory) {
-  for (const std::string& child : children_of(directory)) TRY(remove_tree(child));
-  // A task that is dead but not yet gone from the group keeps it busy for a moment.
-  return wait_until(kill_us_max, fmt::format("rmdir({})", directory), [&]() -> Result<bool> {
-    if (::rmdir(directory.c_str()) == 0 || errno == ENOENT) return true;
-    if (errno == EBUSY) return false;
-    return os_error(fmt::format("rmdir({})", directory));
-  });
+// False: something in it is still busy.
+Result<bool> remove_tree(const std::string& directory) {
+  for (const std::string& child : children_of(directory))
+    if (!TRY(remove_tree(child))) return false;
+  if (::rmdir(directory.c_str()) == 0 || errno == ENOENT) return true;
+  if (errno == EBUSY) return false;
+  return os_error(fmt::format("rmdir({})", directory));
 }
 
 }  // namespace
@@ -257,12 +266,6 @@ Result<CgroupGroup> CgroupGroup::open(const std::string& name) {
   return CgroupGroup(name, std::move(places));
 }
 
-std::vector<std::string> CgroupGroup::directories() const {
-  std::vector<std::string> out;
-  for (const Place& place : places_) out.push_back(place.path);
-  return out;
-}
-
 const CgroupGroup::Place* CgroupGroup::with_controller(std::string_view controller) const {
   for (const Place& place : places_)
     if (place.hierarchy.has(controller)) return &place;
@@ -307,7 +310,8 @@ Result<void> CgroupGroup::freeze() const {
   } else {
     TRY(write_file(place->path + "/freezer.state", "FROZEN"));
   }
-  return wait_until(freeze_us_max, fmt::format("freeze cgroup {}", name_), [&] { return is_frozen(); });
+  return wait_until(freeze_us_max, fmt::format("freeze cgroup {}", name_),
+                    [&] { return is_frozen(); });
 }
 
 Result<void> CgroupGroup::thaw() const {
@@ -315,9 +319,8 @@ Result<void> CgroupGroup::thaw() const {
   if (place == nullptr) return make_error(Errc::unsupported, "thaw cgroup {}: no freezer", name_);
   if (!place->hierarchy.v2) return thaw_v1(place->path);
   TRY(write_file(place->path + "/cgroup.freeze", "0"));
-  return wait_until(freeze_us_max, fmt::format("thaw cgroup {}", name_), [&]() -> Result<bool> {
-    return !TRY(frozen_v2(place->path));
-  });
+  return wait_until(freeze_us_max, fmt::format("thaw cgroup {}", name_),
+                    [&]() -> Result<bool> { return !TRY(frozen_v2(place->path)); });
 }
 
 Result<bool> CgroupGroup::is_frozen() const {
@@ -337,12 +340,14 @@ Result<void> CgroupGroup::set_cpu_quota(double cores) const {
     return write_file(place->path + "/cpu.max", fmt::format("{} {}", quota, cfs_period_us));
   }
   TRY(write_file(place->path + "/cpu.cfs_period_us", fmt::format("{}", cfs_period_us)));
-  return write_file(place->path + "/cpu.cfs_quota_us", fmt::format("{}", cores > 0 ? quota_us : -1));
+  return write_file(place->path + "/cpu.cfs_quota_us",
+                    fmt::format("{}", cores > 0 ? quota_us : -1));
 }
 
 Result<void> CgroupGroup::set_memory_limit(std::uint64_t bytes) const {
   const Place* place = with_controller("memory");
-  if (place == nullptr) return make_error(Errc::unsupported, "cgroup {}: no memory controller", name_);
+  if (place == nullptr)
+    return make_error(Errc::unsupported, "cgroup {}: no memory controller", name_);
   if (place->hierarchy.v2)
     return write_file(place->path + "/memory.max", bytes > 0 ? fmt::format("{}", bytes) : "max");
   return write_file(place->path + "/memory.limit_in_bytes",
@@ -351,7 +356,8 @@ Result<void> CgroupGroup::set_memory_limit(std::uint64_t bytes) const {
 
 Result<std::uint64_t> CgroupGroup::memory_usage_bytes() const {
   const Place* place = with_controller("memory");
-  if (place == nullptr) return make_error(Errc::unsupported, "cgroup {}: no memory controller", name_);
+  if (place == nullptr)
+    return make_error(Errc::unsupported, "cgroup {}: no memory controller", name_);
   std::string path =
       place->path + (place->hierarchy.v2 ? "/memory.current" : "/memory.usage_in_bytes");
   return parse_number<std::uint64_t>(TRY(read_file(path)), path);
@@ -361,7 +367,8 @@ Result<std::uint64_t> CgroupGroup::cpu_usage_us() const {
   // v2 counts it in every group, with or without the cpu controller.
   if (const Place* v2 = v2_place()) return keyed_number(v2->path + "/cpu.stat", "usage_usec");
   const Place* place = with_controller("cpuacct");
-  if (place == nullptr) return make_error(Errc::unsupported, "cgroup {}: no cpuacct controller", name_);
+  if (place == nullptr)
+    return make_error(Errc::unsupported, "cgroup {}: no cpuacct controller", name_);
   std::string path = place->path + "/cpuacct.usage";
   return TRY(parse_number<std::uint64_t>(TRY(read_file(path)), path)) / 1000;
 }
@@ -405,10 +412,15 @@ Result<void> CgroupGroup::remove(const std::string& name) {
     if (group.error().code() == Errc::not_found) return {};
     return std::move(group).error();
   }
-  TRY(group->kill_all());
-  for (const Place& place : group->places_)
-    TRY(remove_tree(place.path).with(fmt::format("remove cgroup {}", name)));
-  return {};
+  // A process that was about to enter may have done so since it was empty, and one that is dead
+  // keeps its group busy for a moment: kill and try again. Once the directories are gone nobody
+  // gets in.
+  return wait_until(kill_us_max, fmt::format("remove cgroup {}", name), [&]() -> Result<bool> {
+    TRY(group->kill_all());
+    bool removed = true;
+    for (const Place& place : group->places_) removed &= TRY(remove_tree(place.path));
+    return removed;
+  });
 }
 
 }  // namespace godwit::sys

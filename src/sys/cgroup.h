@@ -17,7 +17,7 @@ namespace godwit::sys {
 
 // One mounted hierarchy.
 struct CgroupHierarchy {
-  std::string mount;                     // Mount point, as this process sees it.
+  std::string mount;  // Mount point, as this process sees it.
   bool v2 = false;
   std::vector<std::string> controllers;  // v1: by mount options. v2: what the mount's root offers.
 
@@ -40,7 +40,11 @@ class CgroupGroup {
   const std::string& name() const { return name_; }
 
   // The group's directory in each hierarchy used. `open` leaves out those where it doesn't exist.
-  std::vector<std::string> directories() const;
+  struct Place {
+    CgroupHierarchy hierarchy;
+    std::string path;
+  };
+  const std::vector<Place>& places() const { return places_; }
 
   // Where the group is frozen: the v2 directory where there is one, else that of the v1 freezer.
   Result<std::string> freezer_path() const;
@@ -60,7 +64,8 @@ class CgroupGroup {
   Result<std::uint64_t> memory_usage_bytes() const;
   Result<std::uint64_t> cpu_usage_us() const;
 
-  // Process ids as this process's PID namespace numbers them, of this group and the groups below it.
+  // Process ids as this process's PID namespace numbers them, of this group and the groups below
+  // it.
   Result<std::vector<pid_t>> pids() const;
 
   // Kills what is in it and below, also if frozen, then waits until it is empty (Errc::timeout).
@@ -70,10 +75,6 @@ class CgroupGroup {
   static Result<void> remove(const std::string& name);
 
  private:
-  struct Place {
-    CgroupHierarchy hierarchy;
-    std::string path;
-  };
   CgroupGroup(std::string name, std::vector<Place> places)
       : name_(std::move(name)), places_(std::move(places)) {}
   const Place* with_controller(std::string_view controller) const;

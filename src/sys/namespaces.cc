@@ -37,8 +37,8 @@ Result<TimeOffsets> time_offsets_of(pid_t pid) {
   std::string path = fmt::format("/proc/{}/timens_offsets", pid);
   std::string text = TRY(read_file(path));
   long long mono_s = 0, mono_ns = 0, boot_s = 0, boot_ns = 0;
-  if (std::sscanf(text.c_str(), "monotonic %lld %lld boottime %lld %lld", &mono_s, &mono_ns, &boot_s,
-                  &boot_ns) != 4)
+  if (std::sscanf(text.c_str(), "monotonic %lld %lld boottime %lld %lld", &mono_s, &mono_ns,
+                  &boot_s, &boot_ns) != 4)
     return make_error(Errc::invalid, "{}: \"{}\"", path, text);
   return TimeOffsets{mono_s * 1'000'000'000 + mono_ns, boot_s * 1'000'000'000 + boot_ns};
 }
