@@ -42,7 +42,7 @@ struct Skeleton {
   pid_t pid = 0;
   pid_t node_pid = 0;
   UniqueFd pidfd;
-  UniqueFd channel;        // SOCK_SEQPACKET socketpair; the other end is the skeleton's only descriptor:
+  UniqueFd channel;  // SOCK_SEQPACKET socketpair; the other end is the skeleton's only descriptor:
   int channel_remote = 0;  // this number there.
 };
 
@@ -53,7 +53,8 @@ struct Attached {
 
 struct Stdio {
   StdioInfo info{};
-  std::vector<UniqueFd> fds;  // Pipes: stdin's read end, stdout's and stderr's write ends. Pty: slave.
+  std::vector<UniqueFd>
+      fds;  // Pipes: stdin's read end, stdout's and stderr's write ends. Pty: slave.
 };
 
 struct InitEvent {
@@ -73,12 +74,12 @@ class InitClient {
  public:
   static Result<InitClient> connect(const std::string& socket_path);
 
-  int fd() const { return socket_.get(); }        // Readable: call next_event(0) until it gives none.
-  pid_t init_pid() const { return init_pid_; }    // As this process numbers it; from SO_PEERCRED.
+  int fd() const { return socket_.get(); }      // Readable: call next_event(0) until it gives none.
+  pid_t init_pid() const { return init_pid_; }  // As this process numbers it; from SO_PEERCRED.
 
   Result<Spawned> spawn(const SpawnRequest& request);
-  // The time namespace for what is made from now on; the result is for setns in what exists already.
-  // `delta`: what the capsule's clocks shall show minus what this node's (our own) show.
+  // The time namespace for what is made from now on; the result is for setns in what exists
+  // already. `delta`: what the capsule's clocks shall show minus what this node's (our own) show.
   Result<UniqueFd> clocks(const ClockDelta& delta);
   Result<Skeleton> skeleton(pid_t pid);
   Result<pid_t> last_pid();
@@ -122,8 +123,8 @@ class InitClient {
     std::vector<UniqueFd> fds;
   };
   InitClient() = default;
-  Result<void> send(Message type, std::uint64_t a, std::uint64_t b, std::span<const std::byte> payload,
-                    std::span<const int> fds);
+  Result<void> send(Message type, std::uint64_t a, std::uint64_t b,
+                    std::span<const std::byte> payload, std::span<const int> fds);
   Result<std::optional<Packet>> receive(int timeout_ms);
   Result<Packet> request(Message type, std::uint64_t a = 0, std::uint64_t b = 0,
                          std::span<const std::byte> payload = {}, std::span<const int> fds = {});

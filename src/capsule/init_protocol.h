@@ -1,15 +1,15 @@
 // What godwit-init and its clients say to each other. Included by both sides; depends on nothing,
 // because godwit-init is a static binary without our libraries.
 //
-// Transport: a Unix SOCK_SEQPACKET socket, `init.sock` in the capsule's run directory, for root only.
-// Each packet is a Header and at most payload_bytes_max bytes; descriptors come along by SCM_RIGHTS.
-// Several clients may be connected. Each has at most one request outstanding; the answer has the
-// request's type with `reply_bit`, or is `error`. Packets of type >= 100 and < 200 aren't answered;
-// those from 200 on are events, which may arrive between a request and its answer.
+// Transport: a Unix SOCK_SEQPACKET socket, `init.sock` in the capsule's run directory, for root
+// only. Each packet is a Header and at most payload_bytes_max bytes; descriptors come along by
+// SCM_RIGHTS. Several clients may be connected. Each has at most one request outstanding; the
+// answer has the request's type with `reply_bit`, or is `error`. Packets of type >= 100 and < 200
+// aren't answered; those from 200 on are events, which may arrive between a request and its answer.
 //
-// Bytes of output are numbered from 0, stdout and stderr in one sequence, as init read them; bytes of
-// input likewise. The numbers go on when the capsule moves, so a client that is attached to the next
-// init says where it was, and nothing is lost or doubled.
+// Bytes of output are numbered from 0, stdout and stderr in one sequence, as init read them; bytes
+// of input likewise. The numbers go on when the capsule moves, so a client that is attached to the
+// next init says where it was, and nothing is lost or doubled.
 #pragma once
 
 #include <cstddef>
@@ -28,15 +28,15 @@ inline constexpr std::uint32_t reply_bit = 0x8000'0000;
 
 enum class Message : std::uint32_t {
   // Requests. "-> " says what the answer carries.
-  spawn = 1,      // payload: SpawnHead and strings. -> a: pid in the capsule; fd: pidfd.
+  spawn = 1,      // a: bytes; fd: memfd with SpawnHead and what follows it. -> a: pid; fd: pidfd.
   clocks = 2,     // payload: ClockDelta. -> fd: the new time namespace, for setns(CLONE_NEWTIME).
   skeleton = 3,   // a: pid. -> a: pid, b: the number of its descriptor; fds: pidfd, channel.
   next_pid = 4,   // a: ns_last_pid to set, or no_value to read it. -> a: ns_last_pid.
   relay_get = 5,  // -> a: bytes; fd: memfd with the encoded relay state (relay_state.h).
   relay_put = 6,  // a: bytes; fd: memfd. Only before anything was spawned or relayed.
   relay_go = 7,
-  attach = 8,     // a: sequence number of the first byte of output wanted, or no_value: the first
-                  // unacknowledged one. -> a: next byte of input expected; b: first of output sent.
+  attach = 8,  // a: sequence number of the first byte of output wanted, or no_value: the first
+               // unacknowledged one. -> a: next byte of input expected; b: first of output sent.
   detach = 9,
   watch = 10,     // `exited` is wanted on this connection too, without attaching.
   winsize = 11,   // a: rows << 16 | columns; b: x pixels << 16 | y pixels.
@@ -45,9 +45,10 @@ enum class Message : std::uint32_t {
   hold_fd = 14,   // payload: tag; fds: kept, added to what the tag has already.
   fetch_fd = 15,  // payload: tag; a: index of the first. -> a: fds under the tag; fds: copies.
   drop_fd = 16,   // payload: tag.
-  stdio = 17,     // -> payload: StdioInfo; fds: the program's ends of 0, 1, 2 as descriptions of their
-                  // own: three pipes, or once the slave of the pty.
-  read_log = 18,  // a: from. -> a: number of the first byte given, b: stream; payload, empty at the end.
+  stdio = 17,  // -> payload: StdioInfo; fds: the program's ends of 0, 1, 2 as descriptions of their
+               // own: three pipes, or once the slave of the pty.
+  read_log =
+      18,  // a: from. -> a: number of the first byte given, b: stream; payload, empty at the end.
   shutdown = 19,  // Everything in the capsule is killed, init ends.
 
   // Streams: no answer.
@@ -56,11 +57,12 @@ enum class Message : std::uint32_t {
   out_ack = 102,     // a: output before this number may be forgotten (but for the log).
 
   // Events.
-  out = 200,           // a: number of the first byte; b: stream (1 stdout or pty, 2 stderr); payload.
-  exited = 201,        // a: pid, b: wait status of the main program; after all output it left behind.
-  stdin_ack = 202,     // a: bytes before this number are with the program's pipe or pty.
-  stdin_resend = 203,  // a: some input was dropped while the relay stood still: send again from here.
-  detached = 204,      // Another client has attached.
+  out = 200,        // a: number of the first byte; b: stream (1 stdout or pty, 2 stderr); payload.
+  exited = 201,     // a: pid, b: wait status of the main program; after all output it left behind.
+  stdin_ack = 202,  // a: bytes before this number are with the program's pipe or pty.
+  stdin_resend =
+      203,         // a: some input was dropped while the relay stood still: send again from here.
+  detached = 204,  // Another client has attached.
 
   error = 0xffff'ffff,  // a: errno, b: type of the request; payload: what failed.
 };
@@ -76,7 +78,7 @@ struct Header {
 static_assert(sizeof(Header) == 24);
 
 // Followed by: `groups` numbers (u32), then the strings, each ended by a zero byte: cwd, arguments,
-// environment. Strings that don't fit into a packet travel in a memfd instead (a: bytes; one fd).
+// environment.
 struct SpawnHead {
   std::uint32_t uid;
   std::uint32_t gid;
@@ -106,11 +108,11 @@ enum class SignalTo : std::uint64_t {
 };
 
 struct Status {
-  std::int32_t main_pid;     // In the capsule; 0: none yet.
-  std::int32_t exited;       // 1: wait_status is final.
+  std::int32_t main_pid;  // In the capsule; 0: none yet.
+  std::int32_t exited;    // 1: wait_status is final.
   std::int32_t wait_status;
   std::int32_t relay_running;
-  std::uint64_t out_end;     // Bytes read from the program so far.
+  std::uint64_t out_end;  // Bytes read from the program so far.
   std::uint64_t out_acked;
   std::uint64_t out_begin;   // First byte that read_log can still give.
   std::uint64_t stdin_next;  // Next byte of input expected.

@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/ids.h"
@@ -15,20 +16,22 @@
 #include "capsule/init_client.h"
 #include "image/image.pb.h"
 #include "sys/cgroup.h"
+#include "sys/netlink.h"
 
 namespace godwit::capsule {
 
 class Shell {
  public:
-  // Makes everything, network gate closed. After an error nothing is left. The caller may have threads.
+  // Makes everything, network gate closed. After an error nothing is left. The caller may have
+  // threads.
   static Result<Shell> create(const NodeEnv& env, const image::CapsuleSpec& spec);
 
   // An existing one, made by whichever process. Errc::not_found if there is none (or a part of one:
   // then `destroy(env, id)` clears it).
   static Result<Shell> open(const NodeEnv& env, const CapsuleId& id);
 
-  // Kills everything in it and removes everything, from the run directory alone, whatever is left of it and
-  // however often it is called. Success means nothing is left.
+  // Kills everything in it and removes everything, from the run directory alone, whatever is left
+  // of it and however often it is called. Success means nothing is left.
   static Result<void> destroy(const NodeEnv& env, const CapsuleId& id);
   Result<void> destroy();
 
@@ -47,9 +50,10 @@ class Shell {
   const std::string& freezer_path() const { return freezer_path_; }
   bool freezer_v2() const { return tree_->freezer_v2(); }
 
-  // Whether frames pass between the bridge and the capsule. Without a bridge or an address: nothing to do.
+  // Whether frames pass between the bridge and the capsule. Closed after `create`. Without a bridge
+  // or an address there is nothing to do.
   Result<void> gate(bool open);
-  // Tells the link that the address is here now (gratuitous ARP). The socket was opened before.
+  // Tells the link that the address is here now (gratuitous ARP).
   Result<void> announce();
 
   // Names that follow from the id alone.
@@ -58,19 +62,30 @@ class Shell {
   static std::string link_name(const CapsuleId& id);  // The outer end of the veth pair.
 
  private:
-  Shell();
-  Result<void> adopt();  // From what exists: groups, init, network handles.
+  Shell(NodeEnv env, CapsuleId id, image::CapsuleSpec spec);
+
+  // Steps of `create`, each of which `destroy` undoes.
+  Result<void> make_directories();
+  Result<void> make_groups();
+  Result<void> start_init();
+  Result<void> make_network();
+  Result<void> connect_init();
+  // Handles for gate and announce.
+  Result<void> open_network();
+  Result<void> open_arp();
 
   NodeEnv env_;
   CapsuleId id_;
   image::CapsuleSpec spec_;
   std::unique_ptr<InitClient> init_;
-  std::unique_ptr<sys::CgroupGroup> group_;
-  std::unique_ptr<sys::CgroupGroup> tree_;
+  std::optional<sys::CgroupGroup> group_;
+  std::optional<sys::CgroupGroup> tree_;
   std::string freezer_path_;
-  UniqueFd rtnetlink_;  // In the node's network namespace.
-  UniqueFd arp_;        // Packet socket in the capsule's.
+  std::optional<sys::Netlink> network_;  // In the node's network namespace.
+  int outer_index_ = 0;                  // 0: no network.
+  UniqueFd arp_;  // Packet socket in the capsule's; slow to open (5 to 24 ms).
   int inner_index_ = 0;
+  sys::Mac inner_mac_;
 };
 
 }  // namespace godwit::capsule
