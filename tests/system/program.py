@@ -19,6 +19,10 @@ class Failed(Exception):
     """The test failed; the text says why."""
 
 
+class NeverReady(Failed):
+    """It failed before anything was done to it."""
+
+
 class Skipped(Exception):
     """The tracee said that this machine can't do what it is about."""
 
@@ -84,7 +88,7 @@ class Program:
             try:
                 stream, line = self._news.get(timeout=self.remaining_s())
             except queue.Empty:
-                raise Failed("never became ready") from None
+                raise NeverReady("never became ready") from None
             if stream != "stdout":
                 continue
             if line == "ready":
@@ -97,7 +101,7 @@ class Program:
         reasons = [line[6:] for line in self.lines["stdout"] if line.startswith("skip: ")]
         if status == SKIP_EXIT_CODE and reasons:
             return Skipped(reasons[0])
-        return Failed(f"ended with {status} before it was ready")
+        return NeverReady(f"ended with {status} before it was ready")
 
     def pause(self, seconds):
         """Lets it run for a while, unless it ends by itself."""

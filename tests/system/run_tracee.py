@@ -21,7 +21,7 @@ import tempfile
 
 import cluster as clusters
 import manifest
-from program import SKIP_EXIT_CODE, Failed, Program, Skipped
+from program import SKIP_EXIT_CODE, Failed, NeverReady, Program, Skipped
 
 MODES = ("stop", "precopy", "postcopy", "hybrid")
 NOBODY = 65534
@@ -154,7 +154,7 @@ def run_moved(case, options):
         except Failed as failure:
             print("\n".join(run.events))
             print(f"FAILED: {failure}")
-            if len(modes) == 1:
+            if len(modes) == 1 or isinstance(failure, NeverReady):
                 raise
         for mode in modes:
             alone = Run(case, options)
@@ -176,7 +176,10 @@ def parse():
     parser.add_argument("--godwit")
     parser.add_argument("--user", type=int, default=os.geteuid())
     parser.add_argument("--modes", default=os.environ.get("GODWIT_TEST_MODES") or ",".join(MODES))
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.programs = os.path.abspath(options.programs)  # Children start in another directory.
+    options.godwit = options.godwit and os.path.abspath(options.godwit)
+    return options
 
 
 def main():
