@@ -49,7 +49,8 @@ constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go w
 
 constexpr std::uint64_t vdso_bytes_max = 64 * 1024;
 
-constexpr unsigned long seize_options = PTRACE_O_TRACESYSGOOD;
+// Seccomp filters don't see injected calls while we trace.
+constexpr unsigned long seize_options = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
 
 std::string freeze_file(const TreeRef& tree) {
   return tree.freezer_path + (tree.freezer_v2 ? "/cgroup.freeze" : "/freezer.state");
@@ -245,9 +246,13 @@ Result<void> FrozenTree::collect(Known& k) {
   FrozenThread thread;
   thread.tid = k.tid;
   thread.tid_inside = k.tid_inside;
+  thread.stopped_at_ns = monotonic_ns();
   thread.regs = TRY(sys::ptrace_get_regs(k.tid));
   if (repair_interrupted_call(thread.regs)) TRY(sys::ptrace_set_regs(k.tid, thread.regs));
-  if (k.sleep) thread.asleep_since_ns = k.sleep->asleep_since_ns(thread.regs);
+  if (k.sleep) {
+    thread.asleep_since_ns = k.sleep->asleep_since_ns(thread.regs);
+    thread.restarted_nr = k.sleep->restarted_nr(thread.regs);
+  }
   FrozenProcess& process = process_of(k.pid, k.pid_inside);
   if (k.tid == k.pid) {
     process.threads.insert(process.threads.begin(), std::move(thread));

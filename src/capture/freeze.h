@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,11 +15,19 @@
 
 namespace godwit::capture {
 
+// What the capsule's init says about the program's standard streams (capsule/init_protocol.h).
+struct TreeStdio {
+  enum class Kind { none, pipes, pty } kind = Kind::none;
+  std::uint64_t device = 0;     // st_dev of the pipes or of the pty's slave.
+  std::uint64_t inode[3] = {};  // Pipes: of stdin, stdout, stderr. Pty: [0] is the slave's.
+};
+
 // The tree: everything in the cgroup `tree` of a capsule.
 struct TreeRef {
   std::string freezer_path;  // Directory of the cgroup in the hierarchy that freezes.
   bool freezer_v2 = true;
   pid_t init_pid = 0;        // godwit-init of the capsule, as this node sees it.
+  TreeStdio stdio = {};      // Pipes and terminals that are not these are refused.
 };
 
 struct FreezeHints {
@@ -31,6 +40,9 @@ struct FrozenThread : sys::StoppedThread {
   // CLOCK_MONOTONIC (of this process) since when it has been in its system call: never earlier than
   // the truth, so that a timeout computed from it never ends early.
   std::optional<std::int64_t> asleep_since_ns;
+  std::int64_t stopped_at_ns = 0;  // CLOCK_MONOTONIC when it was seen to stand: it has stood since before.
+  // The call that restart_syscall(2) stands for, where the thread is in that; else -1.
+  std::int64_t restarted_nr = -1;
 };
 
 struct FrozenProcess {
@@ -57,8 +69,12 @@ class FrozenTree {
   // Opened at first use. Its arena, if one gets mapped, is unmapped by thaw(), seal() and the destructor.
   Result<sys::RemoteProcess*> remote(FrozenProcess& process);
 
-  // Exact; see describe.h for what belongs in it. Injects.
-  Result<void> describe(image::Capsule& capsule);
+  // Exact: everything of image.proto but `spec`, and but what is found in files (migrate's work). Injects.
+  // `earlier`: a description from before the freeze; flags of mappings that haven't changed since are taken from it,
+  // which saves reading smaps (2.5 us a mapping and a walk over every page).
+  Result<void> describe(image::Capsule& capsule, const image::Capsule* earlier = nullptr);
+  // After describe: where the content of private files without a name is opened ("/proc/PID/fd/3"), by id.
+  const std::map<std::uint32_t, std::string>& private_file_places() const { return private_file_places_; }
 
   // Freezes the cgroup again: from here the death of this process leaves the tree held, and nothing can be injected.
   Result<void> seal();
@@ -84,6 +100,7 @@ class FrozenTree {
   FrozenProcess& process_of(pid_t pid, pid_t pid_inside);
 
   TreeRef tree_;
+  std::map<std::uint32_t, std::string> private_file_places_;
   std::vector<FrozenProcess> processes_;
   std::int64_t frozen_at_ns_ = 0;
   bool held_ = false;       // The cgroup is frozen by us.

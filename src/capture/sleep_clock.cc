@@ -22,6 +22,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -57,12 +58,28 @@ bool may_have_timeout(std::int64_t nr) {
   switch (nr) {
     case SYS_nanosleep: case SYS_clock_nanosleep: case SYS_poll: case SYS_ppoll:
     case SYS_select: case SYS_pselect6: case SYS_futex: case SYS_epoll_wait: case SYS_epoll_pwait:
-    case SYS_epoll_pwait2: case SYS_rt_sigtimedwait: case SYS_semtimedop: case SYS_io_getevents:
-    case SYS_io_pgetevents: case SYS_recvmmsg:
+    case SYS_epoll_pwait2: case SYS_rt_sigtimedwait: case SYS_semtimedop:
+    case SYS_restart_syscall:
       return true;
     default:
       return false;
   }
+}
+
+// A sleep that was interrupted before (by an earlier freeze, by SIGSTOP) goes on as restart_syscall(2); which call it
+// stands for is told by the function that the thread sleeps in.
+std::int64_t restarted_call(pid_t pid, pid_t tid, const std::uint64_t (&args)[6]) {
+  Result<std::string> stack = read_file(sys::proc_path(pid, tid, "stack"));
+  if (!stack.ok()) return -1;
+  auto has = [&](const char* function) { return stack->find(function) != std::string::npos; };
+  if (has("futex")) return SYS_futex;
+  if (has("poll")) return SYS_poll;
+  if (!has("syscall")) return -1;  // Not readable, or something unknown.
+  // The sleeping functions themselves are left out of a stack (they are the scheduler's), so nothing but the entry is
+  // there. clock_nanosleep's first argument is a clock, nanosleep's a pointer.
+  constexpr std::uint64_t clocks_max = 16;
+  const auto clock = static_cast<std::int32_t>(args[0]);
+  return args[0] < clocks_max || (clock < 0 && args[0] >> 32 == 0) ? SYS_clock_nanosleep : SYS_nanosleep;
 }
 
 }  // namespace
@@ -104,6 +121,7 @@ std::optional<SleepSample> SleepClock::sample(pid_t pid, pid_t tid) const {
   SleepSample sample;
   sample.pid_ = pid, sample.tid_ = tid, sample.nr_ = call->nr;
   std::memcpy(sample.args_, call->args, sizeof sample.args_);
+  if (call->nr == SYS_restart_syscall) sample.restarted_nr_ = restarted_call(pid, tid, call->args);
   sample.since_ns_ = *start + *offset_ns_[cpu];
   sample.times_scheduled_ = *times;
   return sample;
@@ -114,12 +132,17 @@ void SleepSample::confirm() {
   confirmed_ = now && *now <= times_scheduled_ + 1;
 }
 
-std::optional<std::int64_t> SleepSample::asleep_since_ns(const sys::Regs& regs) const {
-  if (!confirmed_ || !sys::in_syscall(regs)) return std::nullopt;
+bool SleepSample::speaks_of(const sys::Regs& regs) const {
+  if (!confirmed_ || !sys::in_syscall(regs)) return false;
   const std::uint64_t args[6] = {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9};
-  if (static_cast<std::int64_t>(regs.orig_rax) != nr_ || std::memcmp(args, args_, sizeof args) != 0)
-    return std::nullopt;
+  return static_cast<std::int64_t>(regs.orig_rax) == nr_ && std::memcmp(args, args_, sizeof args) == 0;
+}
+
+std::optional<std::int64_t> SleepSample::asleep_since_ns(const sys::Regs& regs) const {
+  if (!speaks_of(regs)) return std::nullopt;
   return since_ns_;
 }
+
+std::int64_t SleepSample::restarted_nr(const sys::Regs& regs) const { return speaks_of(regs) ? restarted_nr_ : -1; }
 
 }  // namespace godwit::capture

@@ -18,13 +18,18 @@ class SleepSample {
   // our doing, is then seen in the number of times it got a processor.
   void confirm();
 
+  // The call that restart_syscall(2) continues, if that is what the thread is in and it is the one seen; else -1.
+  std::int64_t restarted_nr(const sys::Regs& regs) const;
+
   // CLOCK_MONOTONIC; nothing where the sample says nothing about the call that `regs` are in.
   std::optional<std::int64_t> asleep_since_ns(const sys::Regs& regs) const;
 
  private:
   friend class SleepClock;
+  bool speaks_of(const sys::Regs& regs) const;
   pid_t pid_ = 0, tid_ = 0;
   std::int64_t nr_ = -1;
+  std::int64_t restarted_nr_ = -1;
   std::uint64_t args_[6] = {};
   std::int64_t since_ns_ = 0;
   std::uint64_t times_scheduled_ = 0;

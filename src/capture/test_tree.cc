@@ -44,7 +44,9 @@ TestTree::TestTree(TestTree&& other) noexcept
 
 TestTree::~TestTree() {
   if (pid_ > 0) {
+    // With its children, if it has any.
     ::kill(pid_, SIGKILL);
+    (void)write_file(directory_ + "/cgroup.kill", "1");
     (void)write_file(directory_ + "/cgroup.freeze", "0");
     ::waitpid(pid_, nullptr, 0);
   }
@@ -53,10 +55,45 @@ TestTree::~TestTree() {
   for (int i = 0; i < 1000 && !directory_.empty() && ::rmdir(directory_.c_str()) != 0 && errno == EBUSY; ++i) nap();
 }
 
-Result<TestTree> TestTree::start(int sleepers, bool only_sleepers) {
+Result<TestTree> TestTree::make_group() {
   TestTree tree;
-  tree.directory_ = fmt::format("{}/godwit-capture-test-{}", v2_mount(), random_hex(6));
-  if (::mkdir(tree.directory_.c_str(), 0755) != 0) return os_error(fmt::format("mkdir({})", tree.directory_));
+  std::string directory = fmt::format("{}/godwit-capture-test-{}", v2_mount(), random_hex(6));
+  if (::mkdir(directory.c_str(), 0755) != 0) return os_error(fmt::format("mkdir({})", directory));
+  tree.directory_ = std::move(directory);
+  return tree;
+}
+
+Result<TestTree> TestTree::start_function(const std::function<void(Ready)>& program) {
+  TestTree tree = TRY(make_group());
+  UniqueFd join = TRY(open_fd(tree.directory_ + "/cgroup.procs", O_WRONLY));
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return os_error("pipe2");
+  UniqueFd reader(ends[0]), writer(ends[1]);
+  tree.pid_ = ::fork();
+  if (tree.pid_ < 0) return os_error("fork");
+  if (tree.pid_ == 0) {
+    if (::write(join.get(), "0", 1) != 1) ::_exit(126);
+    int null = ::open("/dev/null", O_RDWR);
+    for (int fd = 0; fd < 3; ++fd) ::dup2(null, fd);
+    // What the test program itself has open isn't the tracee's.
+    constexpr int ready_fd = 99;
+    ::dup2(writer.get(), ready_fd);
+    ::close_range(3, ready_fd - 1, 0);
+    ::close_range(ready_fd + 1, ~0U, 0);
+    program([] {
+      (void)!::write(ready_fd, "!", 1);
+      ::close(ready_fd);
+    });
+    ::_exit(0);
+  }
+  writer.reset();
+  char byte = 0;
+  if (::read(reader.get(), &byte, 1) != 1) return make_error(Errc::tracee_gone, "the tracee ended at its start");
+  return tree;
+}
+
+Result<TestTree> TestTree::start(int sleepers, bool only_sleepers) {
+  TestTree tree = TRY(make_group());
   UniqueFd memory(::memfd_create("selfcheck", MFD_CLOEXEC));
   if (!memory.valid() || ::ftruncate(memory.get(), sizeof(SelfCheck)) != 0) return os_error("memfd_create");
   void* at = ::mmap(nullptr, sizeof(SelfCheck), PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
@@ -82,13 +119,11 @@ Result<TestTree> TestTree::start(int sleepers, bool only_sleepers) {
 }
 
 std::string TestTree::complaint() const {
-  if (shared_->error[0] != '\0') return shared_->error;
-  int status = 0;
+  if (shared_ != nullptr && shared_->error[0] != '\0') return shared_->error;
   // WNOWAIT: the destructor reaps.
   siginfo_t info{};
   if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid_)
     return fmt::format("the tracee ended with code {} status {}", info.si_code, info.si_status);
-  (void)status;
   return "";
 }
 

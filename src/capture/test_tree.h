@@ -1,6 +1,7 @@
 // For the tests of this folder: a cgroup of one's own with the self-checking program in it.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "capture/freeze.h"
@@ -12,6 +13,10 @@ class TestTree {
  public:
   // With `only_sleepers`: `sleepers` threads in nanosleep, nothing else.
   static Result<TestTree> start(int sleepers = 0, bool only_sleepers = false);
+  // `program` runs in a process forked from the test; it calls Ready when it is set up. Its own descriptors
+  // are /dev/null as 0, 1, 2.
+  using Ready = std::function<void()>;
+  static Result<TestTree> start_function(const std::function<void(Ready)>& program);
   TestTree(TestTree&&) noexcept;
   TestTree& operator=(TestTree&&) = delete;
   ~TestTree();
@@ -25,6 +30,7 @@ class TestTree {
 
  private:
   TestTree() = default;
+  static Result<TestTree> make_group();
   std::string directory_;
   pid_t pid_ = 0;
   SelfCheck* shared_ = nullptr;

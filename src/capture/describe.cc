@@ -1,0 +1,210 @@
+// A description is built from the outside in: /proc first (whether the program runs or not), then, for a
+// frozen tree, what ptrace and the process itself tell (describe_inside.cc).
+
+#include "capture/describe.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "capture/describe_files.h"
+#include "capture/describe_inside.h"
+#include "capture/describe_memory.h"
+#include "sys/pidfd.h"
+
+namespace godwit::capture {
+namespace {
+
+constexpr std::uint32_t image_version = 1;
+
+void describe_creds(const sys::ProcStatus& s, image::Creds& creds) {
+  creds.set_ruid(s.uids[0]), creds.set_euid(s.uids[1]), creds.set_suid(s.uids[2]), creds.set_fsuid(s.uids[3]);
+  creds.set_rgid(s.gids[0]), creds.set_egid(s.gids[1]), creds.set_sgid(s.gids[2]), creds.set_fsgid(s.gids[3]);
+  for (std::uint32_t group : s.groups) creds.add_groups(group);
+  creds.set_cap_inheritable(s.cap_inheritable), creds.set_cap_permitted(s.cap_permitted);
+  creds.set_cap_effective(s.cap_effective), creds.set_cap_bounding(s.cap_bounding);
+  creds.set_cap_ambient(s.cap_ambient);
+  creds.set_no_new_privs(s.no_new_privs);
+}
+
+Result<void> describe_thread_outside(pid_t pid, pid_t tid, const sys::ProcStatus& s, image::Thread& out) {
+  out.set_tid(s.ns_pid.back());
+  out.set_comm(s.name);
+  describe_creds(s, *out.mutable_creds());
+  out.set_seccomp_mode(static_cast<std::uint32_t>(s.seccomp_mode));
+  out.set_personality(static_cast<std::uint64_t>(
+      TRY(sys::read_number(pid, fmt::format("task/{}/personality", tid), 16))));
+  return {};
+}
+
+// Where a /proc link of a directory leads, as the process sees it.
+Result<std::string> directory_link(pid_t pid, const char* name, bool& deleted) {
+  return without_deleted_mark(TRY(sys::read_link(sys::proc_path(pid, name))), deleted);
+}
+
+Result<void> describe_process_outside(pid_t pid, const std::vector<pid_t>& tids, FileTable& files,
+                                      const image::Process* earlier, image::Process& out) {
+  sys::ProcStatus s = TRY(sys::read_status(pid));
+  sys::ProcStat stat = TRY(sys::read_stat(pid, pid));
+  out.set_pid(s.ns_tgid.back());
+  out.set_pgid(s.ns_pgid.back());
+  out.set_sid(s.ns_sid.back());
+  // A parent outside of the capsule's PID namespace has no number there.
+  if (Result<sys::ProcStatus> parent = sys::read_status(s.ppid); parent.ok() && parent->ns_pid.size() >= s.ns_pid.size())
+    out.set_ppid(parent->ns_tgid[s.ns_pid.size() - 1]);
+  for (pid_t tid : tids) {
+    sys::ProcStatus thread = TRY(sys::read_status(pid, tid));
+    TRY(describe_thread_outside(pid, tid, thread, *out.add_threads()));
+  }
+  UniqueFd pidfd = TRY(sys::open_pidfd(pid));
+  TRY(describe_memory(pid, files, earlier ? &earlier->mm() : nullptr, *out.mutable_mm()));
+  TRY(files.describe_fds(pid, pidfd.get(), out));
+  for (const sys::ProcLimit& limit : TRY(sys::read_limits(pid))) {
+    image::Rlimit& r = *out.add_rlimits();
+    r.set_resource(limit.resource), r.set_soft(limit.soft), r.set_hard(limit.hard);
+  }
+  out.set_umask(s.umask);
+  bool cwd_deleted = false, root_deleted = false;
+  out.set_cwd(TRY(directory_link(pid, "cwd", cwd_deleted)));
+  out.set_cwd_deleted(cwd_deleted);
+  out.set_root(TRY(directory_link(pid, "root", root_deleted)));
+  out.set_oom_score_adj(static_cast<std::int32_t>(TRY(sys::read_number(pid, "oom_score_adj"))));
+  out.set_coredump_filter(static_cast<std::uint64_t>(TRY(sys::read_number(pid, "coredump_filter", 16))));
+  out.set_exit_signal(static_cast<std::int32_t>(stat.exit_signal));
+  // "/autogroup-25 nice 0"; absent without CONFIG_SCHED_AUTOGROUP.
+  if (Result<std::string> group = read_file(sys::proc_path(pid, "autogroup")); group.ok())
+    if (std::size_t at = group->find("nice "); at != std::string::npos)
+      out.set_autogroup_nice(std::atoi(group->c_str() + at + 5));
+  return {};
+}
+
+const image::Process* find_process(const image::Capsule* capsule, pid_t pid_inside) {
+  if (capsule == nullptr) return nullptr;
+  for (const image::Process& process : capsule->processes())
+    if (process.pid() == pid_inside) return &process;
+  return nullptr;
+}
+
+// Offsets of the capsule's time namespace: "monotonic SECONDS NANOSECONDS", relative to the machine's first one.
+Result<void> describe_clocks(pid_t pid, image::Clocks& clocks) {
+  clocks.set_realtime_ns(realtime_ns());
+  clocks.set_monotonic_ns(monotonic_ns());
+  clocks.set_boottime_ns(boottime_ns());
+  auto offsets = [](pid_t of, std::int64_t (&out)[2]) -> Result<void> {
+    std::string text = TRY(read_file(fmt::format("/proc/{}/timens_offsets", of)));
+    long long s[2] = {}, n[2] = {};
+    if (std::sscanf(text.c_str(), "monotonic %lld %lld boottime %lld %lld", &s[0], &n[0], &s[1], &n[1]) != 4)
+      return make_error(Errc::unsupported, "timens_offsets: \"{}\"", text);
+    for (int i = 0; i < 2; ++i) out[i] = s[i] * 1'000'000'000 + n[i];
+    return {};
+  };
+  // Ours are read of the clock above; theirs differ by the difference of the two offsets.
+  std::int64_t theirs[2] = {}, ours[2] = {};
+  TRY(offsets(pid, theirs));
+  TRY(offsets(::getpid(), ours));
+  clocks.set_monotonic_ns(clocks.monotonic_ns() + theirs[0] - ours[0]);
+  clocks.set_boottime_ns(clocks.boottime_ns() + theirs[1] - ours[1]);
+  return {};
+}
+
+// Parents before children: a parent's pid may be the larger one, so not by number.
+void parents_first(image::Capsule& capsule) {
+  std::vector<image::Process> rest(capsule.processes().begin(), capsule.processes().end());
+  capsule.clear_processes();
+  auto waits = [&](const image::Process& p) {
+    return std::any_of(rest.begin(), rest.end(), [&](const image::Process& q) { return q.pid() == p.ppid() && q.pid() != p.pid(); });
+  };
+  while (!rest.empty()) {
+    auto next = std::find_if_not(rest.begin(), rest.end(), waits);
+    if (next == rest.end()) next = rest.begin();
+    *capsule.add_processes() = *next;
+    rest.erase(next);
+  }
+}
+
+Result<void> describe_common(pid_t any_pid, image::Capsule& capsule) {
+  capsule.set_version(image_version);
+  TRY(describe_clocks(any_pid, *capsule.mutable_clocks()));
+  parents_first(capsule);
+  return {};
+}
+
+}  // namespace
+
+Result<LiveDescription> describe_live(const TreeRef& tree) {
+  LiveDescription live;
+  FileTable files(tree, live.capsule);
+  std::vector<pid_t> pids;
+  for (pid_t tid : TRY(list_tree_threads(tree))) {
+    Result<sys::ProcStatus> status = sys::read_status(tid);
+    if (!status.ok() && status.error().code() == Errc::tracee_gone) continue;
+    if (pid_t pid = TRY(std::move(status)).tgid; std::find(pids.begin(), pids.end(), pid) == pids.end()) pids.push_back(pid);
+  }
+  if (pids.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree.freezer_path);
+  for (pid_t pid : pids) {
+    image::Process& process = *live.capsule.add_processes();
+    TRY(describe_process_outside(pid, TRY(sys::list_threads(pid)), files, nullptr, process)
+            .with(fmt::format("process {}", pid)));
+    live.node_pids[process.pid()] = pid;
+  }
+  TRY(describe_common(pids.front(), live.capsule));
+  live.private_file_places = std::move(files).places();
+  return live;
+}
+
+Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule* earlier) {
+  if (processes_.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree_.freezer_path);
+  FileTable files(tree_, capsule);
+  for (FrozenProcess& process : processes_) {
+    std::vector<pid_t> tids;
+    for (const FrozenThread& thread : process.threads) tids.push_back(thread.tid);
+    image::Process& out = *capsule.add_processes();
+    TRY(describe_process_outside(process.pid, tids, files, find_process(earlier, process.pid_inside), out)
+            .with(fmt::format("process {}", process.pid_inside)));
+    TRY(describe_inside(*this, process, out).with(fmt::format("process {}", process.pid_inside)));
+  }
+  TRY(describe_common(processes_.front().pid, capsule));
+  private_file_places_ = std::move(files).places();
+  return {};
+}
+
+// One batch makes it, waits for us to fetch it, and closes it again, whether we live or not: a descriptor that is left
+// behind would shift the numbers of all that the program opens later. Which number it will have is known
+// beforehand: the lowest free one, since every thread stands still.
+Result<UniqueFd> make_userfaultfd(FrozenTree& tree, FrozenProcess& process) {
+  constexpr int user_mode_only = 1;  // Full ones need a privilege that the process may not have.
+  int number = 0;
+  for (int fd : TRY(sys::list_fds(process.pid))) {
+    if (fd != number) break;
+    ++number;
+  }
+  sys::RemoteProcess* remote = TRY(tree.remote(process));
+  FrozenThread& thread = process.threads.front();
+  TRY(remote->map_arena(thread));
+  UniqueFd fetched;
+  std::int64_t made = -EPERM;
+  for (int flags : {0, user_mode_only}) {
+    if (made != -EPERM) break;
+    sys::RemoteBatch batch(*remote);
+    std::size_t call = batch.call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+    batch.pause([&]() -> Result<void> {
+      made = batch.result(call);
+      if (made < 0) return {};
+      INVARIANT(made == number, "userfaultfd is {}, expected {}", made, number);
+      fetched = TRY(sys::pidfd_getfd(process.pidfd.get(), number));
+      return {};
+    });
+    batch.call(SYS_close, number);  // EBADF if it wasn't made.
+    TRY(remote->run(thread, batch));
+  }
+  TRY(remote->unmap_arena(thread));
+  if (made < 0) return os_error(fmt::format("userfaultfd in process {}", process.pid_inside), static_cast<int>(-made));
+  return fetched;
+}
+
+}  // namespace godwit::capture

@@ -1,0 +1,199 @@
+// How a file is told apart:
+// - Its identity is (st_dev, st_ino) of the object behind a /proc link, never its path: paths may have been renamed,
+//   unlinked, mounted over. A path is believed only if it leads to the same object in the process's root.
+// - Private files (no name, memfd, shared anonymous memory) get an id computed from that identity, so that it is the
+//   same in every description of one migration. Bit 30 is set in these; smaller ids are free for files with names.
+// - Which descriptors share an open file description is asked of the kernel (kcmp), only among descriptors
+//   of the same object: two opens of one file are two descriptions with two offsets.
+
+#include "capture/describe_files.h"
+
+#include <fcntl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "sys/pidfd.h"
+
+namespace godwit::capture {
+namespace {
+
+constexpr std::uint32_t unnamed_file_bit = 0x4000'0000;
+
+std::uint32_t private_id(std::uint64_t device, std::uint64_t inode) {
+  std::uint64_t x = (device * 0x9e3779b97f4a7c15ULL) ^ inode;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return unnamed_file_bit | static_cast<std::uint32_t>((x ^ (x >> 31)) & (unnamed_file_bit - 1));
+}
+
+Result<struct stat> stat_place(const std::string& place) {
+  struct stat st {};
+  if (::stat(place.c_str(), &st) != 0) return os_error(fmt::format("stat({})", place));
+  return st;
+}
+
+std::int64_t ns(const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; }
+
+constexpr std::uint32_t memfd_flags_of(int seals) {
+  // A memfd without MFD_ALLOW_SEALING carries F_SEAL_SEAL from the start.
+  return seals == F_SEAL_SEAL ? 0 : 2 /* MFD_ALLOW_SEALING */;
+}
+
+}  // namespace
+
+std::string without_deleted_mark(std::string path, bool& deleted) {
+  constexpr std::string_view mark = " (deleted)";
+  deleted = path.ends_with(mark);
+  if (deleted) path.resize(path.size() - mark.size());
+  return path;
+}
+
+int stdio_stream(const TreeStdio& stdio, const struct stat& st) {
+  if (stdio.kind == TreeStdio::Kind::none || st.st_dev != stdio.device) return -1;
+  const int streams = stdio.kind == TreeStdio::Kind::pipes ? 3 : 1;
+  for (int i = 0; i < streams; ++i)
+    if (st.st_ino == stdio.inode[i]) return i;
+  return -1;
+}
+
+bool is_plain_device(const struct stat& st) {
+  if (!S_ISCHR(st.st_mode)) return false;
+  const unsigned major = gnu_dev_major(st.st_rdev), minor = gnu_dev_minor(st.st_rdev);
+  // null, zero, full, random, urandom; tty is the controlling terminal, whichever it is.
+  if (major == 1) return minor == 3 || minor == 5 || minor == 7 || minor == 8 || minor == 9;
+  return major == 5 && minor == 0;
+}
+
+Result<std::uint32_t> FileTable::private_file(image::PrivateFile::Kind kind, const std::string& place,
+                                              const std::string& path, const struct stat& st) {
+  const std::uint32_t id = private_id(st.st_dev, st.st_ino);
+  const std::pair<std::uint64_t, std::uint64_t> object{st.st_dev, st.st_ino};
+  auto [known, added] = private_ids_.emplace(id, object);
+  if (!added) {
+    if (known->second != object)
+      return make_error(Errc::internal, "two files without a name have the same id {:#x}: {} and another", id, path);
+    return id;
+  }
+  places_[id] = place;
+  image::PrivateFile& file = *capsule_.add_private_files();
+  file.set_id(id);
+  file.set_kind(kind);
+  file.set_path(path);
+  file.set_mode(st.st_mode);
+  file.set_uid(st.st_uid);
+  file.set_gid(st.st_gid);
+  file.set_size(static_cast<std::uint64_t>(st.st_size));
+  file.set_mtime_ns(ns(st.st_mtim));
+  file.set_atime_ns(ns(st.st_atim));
+  if (S_ISREG(st.st_mode)) file.set_space(0x8000'0000u | id);
+  if (kind == image::PrivateFile::MEMFD) {
+    UniqueFd fd = TRY(open_fd(place, O_RDONLY));
+    int seals = ::fcntl(fd.get(), F_GET_SEALS);
+    if (seals < 0) return os_error(fmt::format("fcntl(F_GET_SEALS, {})", path));
+    file.set_seals(static_cast<std::uint32_t>(seals));
+    file.set_memfd_flags(memfd_flags_of(seals));
+  }
+  return id;
+}
+
+Result<image::FileRef> FileTable::refer(pid_t pid, const std::string& place, const std::string& path, bool deleted) {
+  constexpr std::string_view memfd_prefix = "/memfd:";
+  struct stat st = TRY(stat_place(place));
+  image::FileRef ref;
+  ref.set_path(path);
+  ref.set_size(static_cast<std::uint64_t>(st.st_size));
+  ref.set_mtime_ns(ns(st.st_mtim));
+  ref.set_mode(st.st_mode);
+  auto is_private = [&](image::PrivateFile::Kind kind, const std::string& name) -> Result<image::FileRef> {
+    ref.set_where(image::FileRef::PRIVATE);
+    ref.set_private_file(TRY(private_file(kind, place, name, st)));
+    return ref;
+  };
+  if (path.starts_with(memfd_prefix))
+    return is_private(image::PrivateFile::MEMFD, path.substr(memfd_prefix.size()));
+  if (path == "/dev/zero" && S_ISREG(st.st_mode)) return is_private(image::PrivateFile::SHMEM, "");
+  struct stat named {};
+  const std::string through_root = sys::proc_path(pid, "root") + path;
+  const bool found = !deleted && ::stat(through_root.c_str(), &named) == 0;
+  if (found && named.st_dev == st.st_dev && named.st_ino == st.st_ino) {
+    ref.set_where(image::FileRef::SHARED);
+    return ref;
+  }
+  if (S_ISREG(st.st_mode)) return is_private(image::PrivateFile::UNLINKED, path);
+  return make_error(Errc::refused, "{} of process {} is no longer where it was", path, pid);
+}
+
+Result<void> FileTable::ownership(int pidfd, int fd, image::OpenFile& file) {
+  UniqueFd copy = TRY(sys::pidfd_getfd(pidfd, fd));
+  f_owner_ex owner{};
+  if (::fcntl(copy.get(), F_GETOWN_EX, &owner) != 0) return os_error(fmt::format("fcntl(F_GETOWN_EX, fd {})", fd));
+  if (owner.pid != 0) {
+    // Told in our PID namespace; the capsule's own number is wanted.
+    sys::ProcStatus status = TRY(sys::read_status(owner.pid));
+    file.set_owner_type(owner.type);
+    file.set_owner(owner.type == F_OWNER_PGRP ? status.ns_pgid.back() : status.ns_pid.back());
+  }
+  int signal = ::fcntl(copy.get(), F_GETSIG);
+  if (signal > 0) file.set_owner_signal(signal);
+  if (int seals = ::fcntl(copy.get(), F_GET_SEALS); seals > 0) file.set_seals(static_cast<std::uint32_t>(seals));
+  return {};
+}
+
+Result<void> FileTable::classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info, const struct stat& st,
+                                 image::OpenFile& file) {
+  const std::string place = sys::proc_path(pid, fmt::format("fd/{}", fd));
+  bool deleted = false;
+  const std::string path = without_deleted_mark(TRY(sys::read_link(place)), deleted);
+  file.set_flags(info.flags & ~static_cast<unsigned>(O_CLOEXEC));
+  file.set_pos(info.pos);
+  if (info.flags & O_PATH) {
+    file.set_kind(image::OpenFile::O_PATH_FD);
+    *file.mutable_ref() = TRY(refer(pid, place, path, deleted));
+    return {};
+  }
+  TRY(ownership(pidfd, fd, file));
+  if (int stream = stdio_stream(tree_.stdio, st); stream >= 0) {
+    const bool pty = tree_.stdio.kind == TreeStdio::Kind::pty;
+    file.set_kind(pty ? image::OpenFile::STDIO_PTY : image::OpenFile::STDIO_PIPE);
+    file.set_stdio(static_cast<std::uint32_t>(stream));
+    return {};
+  }
+  if (S_ISREG(st.st_mode)) file.set_kind(image::OpenFile::REGULAR);
+  else if (S_ISDIR(st.st_mode)) file.set_kind(image::OpenFile::DIRECTORY);
+  else if (is_plain_device(st)) file.set_kind(image::OpenFile::DEVICE);
+  else return make_error(Errc::refused, "descriptor {} of process {} is {}, which can't move yet", fd, pid, path);
+  *file.mutable_ref() = TRY(refer(pid, place, path, deleted));
+  file.mutable_ref()->set_written((info.flags & O_ACCMODE) != O_RDONLY);
+  return {};
+}
+
+Result<std::uint32_t> FileTable::open_file(pid_t pid, int pidfd, int fd, const sys::FdInfo& info) {
+  struct stat st = TRY(stat_place(sys::proc_path(pid, fmt::format("fd/{}", fd))));
+  std::vector<Description>& same_object = met_[{st.st_dev, st.st_ino}];
+  for (const Description& met : same_object) {
+    if (TRY(sys::kcmp(pid, met.pid, sys::KcmpType::file, static_cast<std::uint64_t>(fd),
+                      static_cast<std::uint64_t>(met.fd))) == 0)
+      return met.id;
+  }
+  image::OpenFile file;
+  file.set_id(static_cast<std::uint32_t>(capsule_.files_size()) + 1);
+  TRY(classify(pid, pidfd, fd, info, st, file));
+  *capsule_.add_files() = file;
+  same_object.push_back({pid, fd, file.id()});
+  return file.id();
+}
+
+Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& process) {
+  for (int fd : TRY(sys::list_fds(pid))) {
+    sys::FdInfo info = TRY(sys::read_fdinfo(pid, fd));
+    std::uint32_t id = TRY(open_file(pid, pidfd, fd, info).with(fmt::format("descriptor {}", fd)));
+    image::Fd& out = *process.add_fds();
+    out.set_fd(fd);
+    out.set_cloexec((info.flags & O_CLOEXEC) != 0);
+    out.set_file(id);
+  }
+  return {};
+}
+
+}  // namespace godwit::capture

@@ -1,0 +1,59 @@
+// Files of a process tree: descriptors, mapped files, executables, each once.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "capture/freeze.h"
+#include "image/image.pb.h"
+#include "sys/proc.h"
+
+namespace godwit::capture {
+
+// Gives every file one identity across descriptors and mappings of all processes.
+class FileTable {
+ public:
+  FileTable(const TreeRef& tree, image::Capsule& capsule) : tree_(tree), capsule_(capsule) {}
+
+  // `place`: a /proc link that opens the file itself (fd/N, map_files/A-B, exe); `path` as the link reads.
+  Result<image::FileRef> refer(pid_t pid, const std::string& place, const std::string& path, bool deleted);
+
+  // Fills process.fds and adds to capsule.files.
+  Result<void> describe_fds(pid_t pid, int pidfd, image::Process& process);
+
+  std::map<std::uint32_t, std::string> places() && { return std::move(places_); }
+
+ private:
+  struct Description {  // One that was met already.
+    pid_t pid;
+    int fd;
+    std::uint32_t id;
+  };
+  Result<std::uint32_t> open_file(pid_t pid, int pidfd, int fd, const sys::FdInfo& info);
+  Result<void> classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info, const struct stat& st,
+                        image::OpenFile& file);
+  Result<void> ownership(int pidfd, int fd, image::OpenFile& file);
+  Result<std::uint32_t> private_file(image::PrivateFile::Kind kind, const std::string& place, const std::string& path,
+                                     const struct stat& st);
+
+  const TreeRef& tree_;
+  image::Capsule& capsule_;
+  std::map<std::tuple<std::uint64_t, std::uint64_t>, std::vector<Description>> met_;  // By device and inode.
+  std::map<std::uint32_t, std::pair<std::uint64_t, std::uint64_t>> private_ids_;      // id -> device, inode
+  std::map<std::uint32_t, std::string> places_;
+};
+
+// "(deleted)" taken off the end of what a /proc link reads.
+std::string without_deleted_mark(std::string path, bool& deleted);
+
+// Which of the capsule's standard streams this is; -1: none.
+int stdio_stream(const TreeStdio& stdio, const struct stat& st);
+
+// Devices that are the same on every node.
+bool is_plain_device(const struct stat& st);
+
+}  // namespace godwit::capture

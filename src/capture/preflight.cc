@@ -1,0 +1,202 @@
+// What can't move is said before anything is touched, by name, all of it at once: everything that isn't known to
+// be covered is refused. A few things show only from inside the process (AMX permission, a local descriptor
+// table, syscall user dispatch); those are refused by FrozenTree::describe, and the program runs on. Landlock
+// rules and keyrings can't be seen at all from outside on today's kernels.
+
+#include "capture/describe.h"
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "base/io.h"
+#include "capture/describe_files.h"
+#include "sys/pidfd.h"
+#include "sys/thread_attr.h"
+
+namespace godwit::capture {
+namespace {
+
+constexpr std::uint32_t pf_io_worker = 0x00000010;
+
+class Reasons {
+ public:
+  template <typename... Args>
+  void add(fmt::format_string<Args...> format, Args&&... args) {
+    list_.push_back(fmt::format(format, std::forward<Args>(args)...));
+  }
+  std::vector<std::string> take() && { return std::move(list_); }
+
+ private:
+  std::vector<std::string> list_;
+};
+
+// In words, what "anon_inode:NAME" or another link without a path stands for; empty: none of these.
+std::string anonymous_kind(const std::string& link) {
+  static const std::map<std::string, std::string> names = {
+      {"[eventpoll]", "an epoll instance"},   {"[eventfd]", "an eventfd"},
+      {"[timerfd]", "a timerfd"},             {"[signalfd]", "a signalfd"},
+      {"[io_uring]", "an io_uring"},          {"[perf_event]", "a perf event"},
+      {"[userfaultfd]", "a userfaultfd"},     {"[pidfd]", "a pidfd"},
+      {"inotify", "an inotify instance"},     {"[fanotify]", "a fanotify group"},
+      {"bpf-map", "a BPF map"},               {"bpf-prog", "a BPF program"},
+      {"bpf_link", "a BPF link"},             {"[landlock-ruleset]", "a Landlock ruleset"},
+      {"seccomp notify", "a seccomp listener"},
+  };
+  constexpr std::string_view prefix = "anon_inode:";
+  if (link.starts_with("socket:")) return "a socket";
+  if (link.starts_with("pipe:")) return "a pipe that isn't the capsule's stdin, stdout or stderr";
+  if (link.starts_with("pidfd:")) return "a pidfd";
+  if (link.starts_with("mnt:") || link.starts_with("net:") || link.starts_with("user:") || link.starts_with("pid:") ||
+      link.starts_with("uts:") || link.starts_with("ipc:") || link.starts_with("time:") || link.starts_with("cgroup:"))
+    return "a namespace";
+  if (!link.starts_with(prefix)) return "";
+  const std::string name = link.substr(prefix.size());
+  auto known = names.find(name);
+  return known != names.end() ? known->second : fmt::format("an anonymous file ({})", name);
+}
+
+Result<void> check_descriptor(const TreeRef& tree, pid_t pid, pid_t inside, int fd, Reasons& reasons) {
+  const std::string place = sys::proc_path(pid, fmt::format("fd/{}", fd));
+  std::string link = TRY(sys::read_link(place));
+  struct stat st {};
+  if (::stat(place.c_str(), &st) != 0) return os_error(fmt::format("stat({})", place));
+  if (stdio_stream(tree.stdio, st) >= 0) return {};
+  if (std::string kind = anonymous_kind(link); !kind.empty()) {
+    reasons.add("descriptor {} of process {} is {}, which can't move yet", fd, inside, kind);
+    return {};
+  }
+  sys::FdInfo info = TRY(sys::read_fdinfo(pid, fd));
+  if (S_ISCHR(st.st_mode) && !is_plain_device(st))
+    reasons.add("descriptor {} of process {} is the device {}", fd, inside, link);
+  if (S_ISBLK(st.st_mode)) reasons.add("descriptor {} of process {} is the block device {}", fd, inside, link);
+  if (S_ISFIFO(st.st_mode) && !(info.flags & O_PATH))
+    reasons.add("descriptor {} of process {} is the fifo {}, which can't move yet", fd, inside, link);
+  if (link.starts_with("/secretmem")) reasons.add("descriptor {} of process {} is secret memory", fd, inside);
+  if (link.starts_with("/memfd:") && st.st_blksize > 4096)
+    reasons.add("descriptor {} of process {} is a memfd of huge pages, which can't move yet", fd, inside);
+  if (info.find("lock") != nullptr)
+    reasons.add("descriptor {} of process {} holds a lock on {}, which can't move yet", fd, inside, link);
+  return {};
+}
+
+void check_mapping(const sys::SmapsEntry& entry, pid_t inside, Reasons& reasons) {
+  const sys::MapEntry& map = entry.map;
+  const bool kernels_own =
+      map.is_special("[vdso]") || map.is_special("[vvar]") || map.is_special("[vvar_vclock]") || map.path == "[vsyscall]";
+  if (kernels_own) return;
+  const std::string name = map.path.empty() ? "anonymous memory" : map.path;
+  auto refuse = [&](const char* what) {
+    reasons.add("the mapping of {} at {:#x} in process {} {}", name, map.start, inside, what);
+  };
+  if (map.path.starts_with("/secretmem")) refuse("is secret memory");
+  else if (map.path.starts_with("/SYSV")) refuse("is a System V segment, which can't move yet");
+  else if (map.path.starts_with("/[aio]")) refuse("belongs to asynchronous I/O (io_setup), which can't move yet");
+  else if (map.path.starts_with("anon_inode:")) refuse("belongs to an io_uring, perf event or the like");
+  else if (entry.has("io") || entry.has("pf")) refuse("is device memory");
+  else if (entry.has("ht")) refuse("is of hugetlbfs, which can't move yet");
+  if (entry.has("sl")) refuse("is sealed (mseal), which can't move yet");
+  if (entry.has("ss")) refuse("is a shadow stack");
+  if (entry.has("um") || entry.has("uw") || entry.has("ui")) refuse("is registered with a userfaultfd");
+  if (entry.protection_key != 0) refuse("has a protection key, which can't move yet");
+}
+
+Result<void> check_namespaces(const TreeRef& tree, pid_t pid, pid_t tid, pid_t inside, Reasons& reasons) {
+  if (tree.init_pid == 0) return {};
+  for (const char* name : {"mnt", "net", "pid", "uts", "ipc", "user", "cgroup"}) {
+    const std::string theirs = TRY(sys::read_link(sys::proc_path(pid, tid, fmt::format("ns/{}", name))));
+    const std::string capsules = TRY(sys::read_link(sys::proc_path(tree.init_pid, fmt::format("ns/{}", name))));
+    if (theirs != capsules) reasons.add("thread {} of process {} is in a {} namespace of its own", tid, inside, name);
+  }
+  return {};
+}
+
+Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& reasons) {
+  sys::ProcStatus s = TRY(sys::read_status(pid, tid));
+  const pid_t inside = s.ns_tgid.back(), tid_inside = s.ns_pid.back();
+  auto refuse = [&](const std::string& what) { reasons.add("thread {} ({}) of process {} {}", tid_inside, s.name, inside, what); };
+  if (s.state == 'Z' || s.state == 'X') {
+    refuse("has ended, and others go on without it, which can't move yet");
+    return {};
+  }
+  if (s.tracer != 0) refuse(fmt::format("is traced by process {}", s.tracer));
+  if (auto features = s.raw.find("x86_Thread_features"); features != s.raw.end() && features->second.find("shstk") != std::string::npos)
+    refuse("has a shadow stack");
+  if (TRY(sys::read_stat(pid, tid)).flags & pf_io_worker) refuse("is a kernel worker of an io_uring");
+  if (TRY(sys::read_core_cookie(tid)) != 0) refuse("uses core scheduling, which can't move yet");
+  TRY(check_namespaces(tree, pid, tid, inside, reasons));
+  if (tid == pid) return {};
+  const std::pair<sys::KcmpType, const char*> shared[] = {{sys::KcmpType::files, "descriptors"},
+                                                          {sys::KcmpType::fs, "a working directory or umask"}};
+  for (auto& [type, what] : shared)
+    if (TRY(sys::kcmp(pid, tid, type)) != 0) refuse(fmt::format("has {} of its own (unshare), which can't move yet", what));
+  return {};
+}
+
+Result<void> check_security(pid_t pid, pid_t inside, Reasons& reasons) {
+  Result<std::string> label = read_file(sys::proc_path(pid, "attr/current"));  // EINVAL without an LSM.
+  if (!label.ok()) return {};
+  std::string text = label->c_str();
+  while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
+  if (!text.empty() && text != "unconfined" && text != "kernel")
+    reasons.add("process {} is confined by a security module ({})", inside, text);
+  return {};
+}
+
+Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
+  const pid_t inside = TRY(sys::read_status(pid)).ns_tgid.back();
+  unsigned char elf_class = 0;
+  UniqueFd exe = TRY(open_fd(sys::proc_path(pid, "exe"), O_RDONLY));
+  if (::pread(exe.get(), &elf_class, 1, 4) == 1 && elf_class != 2)
+    reasons.add("process {} is a 32-bit program, which can't move", inside);
+  for (pid_t tid : TRY(sys::list_threads(pid))) TRY(check_thread(tree, pid, tid, reasons));
+  for (int fd : TRY(sys::list_fds(pid))) {
+    Result<void> checked = check_descriptor(tree, pid, inside, fd, reasons);
+    // Closed since it was listed.
+    if (!checked.ok() && checked.error().sys_errno() != ENOENT) return checked;
+  }
+  bool has_vdso = false;
+  for (const sys::SmapsEntry& entry : TRY(sys::read_smaps(pid))) {
+    check_mapping(entry, inside, reasons);
+    has_vdso |= entry.map.is_special("[vdso]");
+  }
+  if (!has_vdso) reasons.add("process {} has no [vdso], where injected calls are executed", inside);
+  const pid_t usual = tree.init_pid != 0 ? tree.init_pid : ::getpid();
+  if (TRY(sys::read_link(sys::proc_path(pid, "root"))) != TRY(sys::read_link(sys::proc_path(usual, "root"))))
+    reasons.add("process {} has changed its root directory, which can't move yet", inside);
+  return check_security(pid, inside, reasons);
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> preflight(const TreeRef& tree) {
+  Reasons reasons;
+  std::set<pid_t> pids;
+  for (pid_t tid : TRY(list_tree_threads(tree))) {
+    Result<sys::ProcStatus> status = sys::read_status(tid);
+    if (!status.ok() && status.error().code() == Errc::tracee_gone) continue;
+    pids.insert(TRY(std::move(status)).tgid);
+  }
+  if (pids.empty()) reasons.add("the program has ended");
+  if (pids.size() > 1) {
+    std::string names;
+    for (pid_t pid : pids)
+      if (Result<sys::ProcStatus> s = sys::read_status(pid); s.ok())
+        names += fmt::format("{}{} ({})", names.empty() ? "" : ", ", s->ns_tgid.back(), s->name);
+    reasons.add("it has {} processes, and process trees can't move yet: {}", pids.size(), names);
+  }
+  for (pid_t pid : pids) {
+    Result<void> checked = check_process(tree, pid, reasons);
+    if (checked.ok()) continue;
+    if (checked.error().code() != Errc::tracee_gone) return std::move(checked).error();
+    reasons.add("process {} ended while it was looked at", pid);
+  }
+  return std::move(reasons).take();
+}
+
+}  // namespace godwit::capture
