@@ -1,0 +1,246 @@
+#include "restore/address_space.h"
+
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <map>
+
+#include <fmt/format.h>
+
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d41
+#define PR_SET_VMA_ANON_NAME 0
+#endif
+
+namespace godwit::restore {
+namespace {
+
+constexpr std::size_t files_at_once = 200;  // Descriptors that the skeleton has at a time.
+constexpr std::size_t calls_per_change = 16;
+constexpr std::size_t data_per_change = 1024;
+
+// What madvise sets and takes back. 0: there is no way back but a new mapping (map_plan knows).
+struct Advice {
+  std::uint64_t flag;
+  int set, clear;
+};
+constexpr Advice advices[] = {
+    {image::VMA_DONTFORK, MADV_DONTFORK, MADV_DOFORK},
+    {image::VMA_DONTDUMP, MADV_DONTDUMP, MADV_DODUMP},
+    {image::VMA_HUGEPAGE, MADV_HUGEPAGE, 0},
+    {image::VMA_NOHUGEPAGE, MADV_NOHUGEPAGE, 0},
+    {image::VMA_WIPEONFORK, MADV_WIPEONFORK, MADV_KEEPONFORK},
+    {image::VMA_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE},
+    {image::VMA_RANDOM, MADV_RANDOM, MADV_NORMAL},
+    {image::VMA_SEQUENTIAL, MADV_SEQUENTIAL, MADV_NORMAL},
+};
+constexpr std::uint64_t lock_flags = image::VMA_LOCKED | image::VMA_LOCKONFAULT;
+
+void add_advice(Batch& b, const MapChange& c, std::uint64_t had, std::uint64_t want) {
+  std::uint64_t size = c.end - c.start;
+  auto advise = [&](int advice) {
+    b.call(SYS_madvise, "madvise", {c.start, size, static_cast<std::uint64_t>(advice)});
+  };
+  for (const Advice& a : advices) {  // First back, since MADV_NORMAL clears two.
+    if ((had & ~want & a.flag) != 0 && a.clear != 0) advise(a.clear);
+  }
+  for (const Advice& a : advices) {
+    if ((want & ~had & a.flag) != 0) advise(a.set);
+  }
+  if ((had & ~want & lock_flags) != 0) b.call(SYS_munlock, "munlock", {c.start, size});
+}
+
+Result<void> add_policy(Batch& b, const MapChange& c, const std::string& policy) {
+  constexpr std::size_t mode_bytes = sizeof(std::uint32_t);
+  if (policy.empty()) {
+    b.call(SYS_mbind, "mbind(default)", {c.start, c.end - c.start, 0, 0, 0, 0});
+    return {};
+  }
+  if (policy.size() < mode_bytes || policy.size() > 512) {
+    return make_error(Errc::invalid, "memory policy of {} bytes at {:#x}", policy.size(), c.start);
+  }
+  std::uint32_t mode = 0;
+  std::memcpy(&mode, policy.data(), mode_bytes);
+  // Whole words for the kernel, which counts the bits with one too many.
+  std::string mask = policy.substr(mode_bytes);
+  mask.resize((mask.size() + 7) / 8 * 8);
+  std::uint64_t at = mask.empty() ? 0 : b.put(std::as_bytes(std::span(mask)));
+  b.call(SYS_mbind, "mbind",
+         {c.start, c.end - c.start, mode, at, mask.empty() ? 0 : mask.size() * 8 + 1, 0});
+  return {};
+}
+
+void add_name(Batch& b, const MapChange& c, const std::string& name) {
+  std::uint64_t at = name.empty() ? 0 : b.put_string(name);
+  b.call(SYS_prctl, "prctl(PR_SET_VMA_ANON_NAME)",
+         {PR_SET_VMA, PR_SET_VMA_ANON_NAME, c.start, c.end - c.start, at});
+}
+
+Result<void> add_map(Batch& b, const MapChange& c, std::uint64_t fd) {
+  const image::Vma& v = *c.want;
+  std::uint64_t flags = MAP_FIXED | (v.shared() ? MAP_SHARED : MAP_PRIVATE);
+  if (v.kind() == image::Vma::ANON) flags |= MAP_ANONYMOUS;
+  if (v.growsdown()) flags |= MAP_GROWSDOWN;
+  if ((v.flags() & image::VMA_NORESERVE) != 0) flags |= MAP_NORESERVE;
+  if ((v.flags() & image::VMA_SYNC) != 0) flags = (flags & ~MAP_SHARED) | MAP_SHARED_VALIDATE | MAP_SYNC;
+  std::uint64_t offset = v.kind() == image::Vma::ANON ? 0 : v.pgoff_bytes() + (c.start - v.start());
+  b.call(SYS_mmap, "mmap", {c.start, c.end - c.start, v.prot(), flags, fd, offset});
+  add_advice(b, c, 0, v.flags());
+  if (!v.mempolicy().empty()) TRY(add_policy(b, c, v.mempolicy()));
+  if (!v.anon_name().empty()) add_name(b, c, v.anon_name());
+  return {};
+}
+
+Result<void> add_adjust(Batch& b, const MapChange& c) {
+  const image::Vma& had = *c.had;
+  const image::Vma& want = *c.want;
+  if (had.prot() != want.prot()) {
+    b.call(SYS_mprotect, "mprotect", {c.start, c.end - c.start, want.prot()});
+  }
+  add_advice(b, c, had.flags(), want.flags());
+  if (had.mempolicy() != want.mempolicy()) TRY(add_policy(b, c, want.mempolicy()));
+  if (had.anon_name() != want.anon_name()) add_name(b, c, want.anon_name());
+  return {};
+}
+
+// A sealed memfd must not be mapped by a writable descriptor where it isn't written: the seal is
+// set last, and refused while a mapping could become writable.
+bool needs_write(const image::Vma& vma, const image::FileRef* file) {
+  if (!vma.shared()) return false;
+  if ((vma.prot() & PROT_WRITE) != 0) return true;
+  return file == nullptr || file->written();
+}
+
+}  // namespace
+
+Result<void> AddressSpace::sync(const image::Mm& want) {
+  TRY(apply(want));
+  have_ = want;
+  return {};
+}
+
+Result<void> AddressSpace::sync_last(const image::Mm& want) { return apply(want); }
+
+Result<void> AddressSpace::apply(const image::Mm& want_mm) {
+  std::vector<AddressRange> ranges;
+  ranges.reserve(static_cast<std::size_t>(want_mm.vmas_size()));
+  for (const image::Vma& v : want_mm.vmas()) ranges.push_back({v.start(), v.end()});
+  TRY(skeleton_.make_room(ranges));
+  TRY(place_vdso(want_mm));
+  VmaList have(have_), want(want_mm);
+  std::vector<MapChange> changes = plan_changes(have, want);
+  for (std::size_t next = 0; next < changes.size();) next = TRY(apply_some(want, changes, next));
+  return {};
+}
+
+Result<void> AddressSpace::place_vdso(const image::Mm& want) {
+  if (vdso_placed_) return {};
+  const image::Vma* code = nullptr;
+  std::uint64_t data_bytes = 0;
+  for (const image::Vma& v : want.vmas()) {
+    if (v.kind() == image::Vma::VDSO) code = &v;
+    if (v.kind() == image::Vma::VVAR || v.kind() == image::Vma::VVAR_VCLOCK) data_bytes += v.end() - v.start();
+  }
+  if (code == nullptr) {
+    return make_error(Errc::unsupported, "the program has unmapped its vdso");
+  }
+  const Skeleton::Vdso& ours = skeleton_.vdso();
+  if (code->end() - code->start() != ours.end - ours.start ||
+      data_bytes != ours.start - ours.vvar) {
+    return make_error(Errc::unsupported,
+                      "the vdso of this kernel ({} + {} bytes) differs from that of the source ({} + {})",
+                      ours.start - ours.vvar, ours.end - ours.start, data_bytes,
+                      code->end() - code->start());
+  }
+  TRY(skeleton_.place_vdso(code->start()));
+  vdso_placed_ = true;
+  return {};
+}
+
+Result<std::size_t> AddressSpace::apply_some(const VmaList& want, const std::vector<MapChange>& changes,
+                                             std::size_t from) {
+  // First the descriptors, since passing them is a batch of its own.
+  std::map<std::pair<std::string, bool>, std::size_t> index;
+  std::vector<UniqueFd> fds;
+  std::size_t end = from;
+  auto key_of = [&](const image::Vma& v) {
+    std::string key = v.kind() == image::Vma::SHARED_ANON ? fmt::format("shmem:{}", v.shmem())
+                                                          : want.file_key(v);
+    return std::pair(std::move(key), needs_write(v, want.file_of(v)));
+  };
+  auto is_file = [](const MapChange& c) {
+    return c.kind == MapChange::Kind::map && c.want->kind() != image::Vma::ANON;
+  };
+  for (; end < changes.size() && fds.size() < files_at_once; ++end) {
+    const MapChange& c = changes[end];
+    if (!is_file(c)) continue;
+    auto key = key_of(*c.want);
+    if (index.contains(key)) continue;
+    FileNeed need{want.file_of(*c.want), c.want->shmem(), key.second};
+    if (need.file == nullptr && c.want->kind() == image::Vma::FILE) {
+      return make_error(Errc::invalid, "mapping {:#x} is of file {}, which the image lacks", c.start,
+                        c.want->file());
+    }
+    index[key] = fds.size();
+    fds.push_back(TRY(open_(need).with(fmt::format("mapping {:#x}", c.start))));
+  }
+  std::vector<int> raw;
+  for (const UniqueFd& fd : fds) raw.push_back(fd.get());
+  std::vector<int> there;
+  if (!raw.empty()) there = TRY(skeleton_.pass_fds(raw));
+
+  Batch b = skeleton_.batch();
+  std::size_t i = from;
+  for (; i < end && b.has_room(calls_per_change + fds.size(), data_per_change); ++i) {
+    const MapChange& c = changes[i];
+    if (c.kind == MapChange::Kind::unmap) {
+      b.call(SYS_munmap, "munmap", {c.start, c.end - c.start});
+    } else if (c.kind == MapChange::Kind::adjust) {
+      TRY(add_adjust(b, c));
+    } else {
+      std::uint64_t fd = ~0ull;
+      if (is_file(c)) {
+        fd = static_cast<std::uint64_t>(there[index.at(key_of(*c.want))]);
+        b.about(want.file_key(*c.want));
+      } else {
+        b.about({});
+      }
+      TRY(add_map(b, c, fd));
+    }
+  }
+  b.about({});
+  for (int fd : there) b.call(SYS_close, "close", {static_cast<std::uint64_t>(fd)});
+  TRY(skeleton_.run(b));
+  return i;
+}
+
+Result<void> AddressSpace::apply_locks(const image::Mm& mm) {
+  Batch b = skeleton_.batch();
+  for (const image::Vma& v : mm.vmas()) {
+    if ((v.flags() & lock_flags) == 0) continue;
+    bool on_fault = (v.flags() & image::VMA_LOCKONFAULT) != 0;
+    b.call(SYS_mlock2, "mlock2", {v.start(), v.end() - v.start(), on_fault ? std::uint64_t{MLOCK_ONFAULT} : 0});
+    if (!b.has_room(2, 0)) {
+      TRY(skeleton_.run(b));
+      b.clear();
+    }
+  }
+  return skeleton_.run(b);
+}
+
+Result<void> AddressSpace::drop_pages(std::span<const Range> ranges) {
+  Batch b = skeleton_.batch();
+  for (const Range& r : ranges) {
+    // The area may be gone already (ENOMEM), or locked here (EINVAL): locks come last, so it isn't.
+    b.call_tolerant(SYS_madvise, "madvise(MADV_DONTNEED)", {r.start, r.end - r.start, MADV_DONTNEED});
+    if (!b.has_room(2, 0)) {
+      TRY(skeleton_.run(b));
+      b.clear();
+    }
+  }
+  return skeleton_.run(b);
+}
+
+}  // namespace godwit::restore

@@ -1,0 +1,228 @@
+#include "restore/open_files.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/io.h"
+
+namespace godwit::restore {
+namespace {
+
+// Flags that mean something at open only; F_GETFL of an O_TMPFILE file shows O_TMPFILE.
+constexpr int creation_flags = O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY;
+
+bool is_controlling_tty(const image::OpenFile& file) {
+  return file.kind() == image::OpenFile::DEVICE && file.ref().path() == "/dev/tty";
+}
+
+std::map<std::uint32_t, const image::OpenFile*> by_id(const image::Capsule& capsule) {
+  std::map<std::uint32_t, const image::OpenFile*> files;
+  for (const image::OpenFile& f : capsule.files()) files[f.id()] = &f;
+  return files;
+}
+
+std::string describe(const image::OpenFile& file) {
+  return fmt::format("open file {} ({})", file.id(),
+                     file.ref().path().empty() ? image::OpenFile::Kind_Name(file.kind()) : file.ref().path());
+}
+
+}  // namespace
+
+Result<UniqueFd> OpenFiles::open_ref(const image::FileRef& ref, int flags) const {
+  // A private directory, or one of another kind that isn't reopened by descriptor, is at its path.
+  bool by_content = ref.where() == image::FileRef::PRIVATE && ref.private_file() != 0;
+  UniqueFd fd = by_content ? TRY(files_.reopen(ref.private_file(), flags))
+                           : TRY(open_in_root(root_fd_, ref.path(), flags | O_NOCTTY));
+  if (by_content || ref.written() || (flags & O_PATH) != 0) return fd;
+  struct stat st {};
+  if (fstat(fd.get(), &st) != 0) return os_error(fmt::format("fstat({})", ref.path()));
+  // `migrate` has compared contents; this catches what was replaced since.
+  if (S_ISREG(st.st_mode) && ref.size() != 0 && static_cast<std::uint64_t>(st.st_size) != ref.size()) {
+    return make_error(Errc::refused, "{} has {} bytes here and {} on the source", ref.path(), st.st_size,
+                      ref.size());
+  }
+  return fd;
+}
+
+Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file) {
+  int flags = static_cast<int>(file.flags()) & ~creation_flags;
+  switch (file.kind()) {
+    case image::OpenFile::REGULAR: {
+      UniqueFd fd = TRY(open_ref(file.ref(), flags & ~O_TMPFILE));
+      if (lseek(fd.get(), file.pos(), SEEK_SET) != file.pos()) {
+        return os_error(fmt::format("lseek({})", file.pos()));
+      }
+      if (file.write_hint() != 0) {
+        std::uint64_t hint = file.write_hint();
+        if (fcntl(fd.get(), F_SET_RW_HINT, &hint) != 0) return os_error("fcntl(F_SET_RW_HINT)");
+      }
+      return fd;
+    }
+    case image::OpenFile::DIRECTORY: {
+      UniqueFd fd = TRY(open_in_root(root_fd_, file.ref().path(), flags | O_DIRECTORY));
+      if (file.pos() != 0 && lseek(fd.get(), file.pos(), SEEK_SET) < 0) {
+        return os_error(fmt::format("lseek({})", file.pos()));
+      }
+      return fd;
+    }
+    case image::OpenFile::DEVICE: {
+      UniqueFd fd = TRY(open_in_root(root_fd_, file.ref().path(), flags | O_NOCTTY));
+      struct stat st {};
+      if (fstat(fd.get(), &st) != 0) return os_error("fstat");
+      if (!S_ISCHR(st.st_mode)) return make_error(Errc::refused, "is not a device here");
+      return fd;
+    }
+    case image::OpenFile::STDIO_PIPE:
+    case image::OpenFile::STDIO_PTY: {
+      UniqueFd fd = TRY(source_.stdio(file.stdio()));
+      constexpr int settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;
+      int now = fcntl(fd.get(), F_GETFL);
+      if (now < 0) return os_error("fcntl(F_GETFL)");
+      if ((now & O_ACCMODE) != (flags & O_ACCMODE)) {
+        return make_error(Errc::refused, "access mode {:#o} was {:#o} on the source", now, flags);
+      }
+      if (fcntl(fd.get(), F_SETFL, flags & settable & ~O_ASYNC) != 0) return os_error("fcntl(F_SETFL)");
+      return fd;
+    }
+    case image::OpenFile::O_PATH_FD:
+      return open_in_root(root_fd_, file.ref().path(), O_PATH | (flags & (O_DIRECTORY | O_NOFOLLOW)));
+    default:
+      return make_error(Errc::unsupported, "kind {}", static_cast<int>(file.kind()));
+  }
+}
+
+Result<void> OpenFiles::open_all(const image::Capsule& capsule) {
+  opened_.clear();
+  for (const image::OpenFile& f : capsule.files()) {
+    if (is_controlling_tty(f)) continue;  // Only the process itself can open it.
+    opened_[f.id()] = TRY(open_one(f).with(describe(f)));
+  }
+  return {};
+}
+
+// Received descriptors get the numbers 0, 1, 2...; sorted by their lowest wanted number, each wanted
+// number is at least the received one, so moving the highest first never hits one that is to move yet.
+Result<void> OpenFiles::install(Skeleton& skeleton, const image::Process& process,
+                                const image::Capsule& capsule) {
+  std::map<std::uint32_t, const image::OpenFile*> files = by_id(capsule);
+  std::map<std::uint32_t, std::vector<const image::Fd*>> wanted;  // By OpenFile id.
+  int highest = -1;
+  for (const image::Fd& fd : process.fds()) {
+    if (!files.contains(fd.file())) {
+      return make_error(Errc::invalid, "descriptor {} is of open file {}, which the image lacks", fd.fd(),
+                        fd.file());
+    }
+    wanted[fd.file()].push_back(&fd);
+    highest = std::max(highest, fd.fd());
+  }
+  struct Move {
+    const image::Fd* first;
+    const std::vector<const image::Fd*>* all;
+    int ours;
+  };
+  std::vector<Move> moves;
+  for (auto& [id, fds] : wanted) {
+    std::sort(fds.begin(), fds.end(), [](auto* a, auto* b) { return a->fd() < b->fd(); });
+    auto ours = opened_.find(id);
+    if (ours != opened_.end()) moves.push_back({fds.front(), &fds, ours->second.get()});
+  }
+  std::sort(moves.begin(), moves.end(), [](auto& a, auto& b) { return a.first->fd() < b.first->fd(); });
+  std::vector<int> raw;
+  for (const Move& m : moves) raw.push_back(m.ours);
+  TRY(skeleton.clear_fds(highest + 1));
+  std::vector<int> there = TRY(skeleton.pass_fds(raw));
+
+  Batch b = skeleton.batch();
+  auto u = [](int n) { return static_cast<std::uint64_t>(n); };
+  auto cloexec = [](const image::Fd& fd) { return fd.cloexec() ? std::uint64_t{O_CLOEXEC} : 0; };
+  for (std::size_t i = moves.size(); i-- > 0;) {
+    const image::Fd& first = *moves[i].first;
+    b.about(fmt::format("descriptor {}", first.fd()));
+    if (there[i] != first.fd()) {
+      b.call(SYS_dup3, "dup3", {u(there[i]), u(first.fd()), cloexec(first)});
+      b.call(SYS_close, "close", {u(there[i])});
+    } else if (!first.cloexec()) {
+      b.call(SYS_fcntl, "fcntl(F_SETFD)", {u(first.fd()), F_SETFD, 0});
+    }
+    if (!b.has_room(4, 0)) TRY(skeleton.run(b)), b.clear();
+  }
+  for (const Move& m : moves) {
+    for (const image::Fd* fd : *m.all) {
+      if (fd != m.first) b.call(SYS_dup3, "dup3", {u(m.first->fd()), u(fd->fd()), cloexec(*fd)});
+      if (!b.has_room(4, 0)) TRY(skeleton.run(b)), b.clear();
+    }
+  }
+  TRY(skeleton.run(b));
+  return install_terminal(skeleton, process, capsule);
+}
+
+Result<void> OpenFiles::install_terminal(Skeleton& skeleton, const image::Process& process,
+                                         const image::Capsule& capsule) {
+  std::map<std::uint32_t, const image::OpenFile*> files = by_id(capsule);
+  const image::Fd* terminal = nullptr;
+  for (const image::Fd& fd : process.fds()) {
+    if (files[fd.file()]->kind() == image::OpenFile::STDIO_PTY) terminal = &fd;
+  }
+  auto u = [](int n) { return static_cast<std::uint64_t>(n); };
+  if (terminal != nullptr && process.sid() == process.pid()) {
+    Batch b = skeleton.batch();
+    b.about("controlling terminal");
+    b.call(SYS_ioctl, "ioctl(TIOCSCTTY)", {u(terminal->fd()), TIOCSCTTY, 0});
+    b.call(SYS_ioctl, "ioctl(TIOCSPGRP)", {u(terminal->fd()), TIOCSPGRP, b.put_value<std::int32_t>(process.pgid())});
+    TRY(skeleton.run(b));
+  }
+  for (const image::Fd& fd : process.fds()) {
+    const image::OpenFile& file = *files[fd.file()];
+    if (!is_controlling_tty(file)) continue;
+    if (std::any_of(process.fds().begin(), process.fds().end(), [&](const image::Fd& other) {
+          return other.file() == fd.file() && other.fd() != fd.fd();
+        })) {
+      return make_error(Errc::unsupported, "descriptor {}: several descriptors of one /dev/tty", fd.fd());
+    }
+    Batch b = skeleton.batch();
+    b.about(fmt::format("descriptor {} (/dev/tty)", fd.fd()));
+    std::size_t opened = b.call(SYS_openat, "openat",
+                                {u(AT_FDCWD), b.put_string("/dev/tty"),
+                                 (file.flags() & ~u(creation_flags)) | (fd.cloexec() ? O_CLOEXEC : 0)});
+    TRY(skeleton.run(b));
+    std::int64_t at = b.result(opened);
+    if (at == fd.fd()) continue;
+    b.clear();
+    auto from = static_cast<std::uint64_t>(at);
+    b.call(SYS_dup3, "dup3", {from, u(fd.fd()), fd.cloexec() ? std::uint64_t{O_CLOEXEC} : 0});
+    b.call(SYS_close, "close", {from});
+    TRY(skeleton.run(b));
+  }
+  return {};
+}
+
+Result<void> OpenFiles::add_owners(Batch& b, const image::Process& process,
+                                   const image::Capsule& capsule) const {
+  std::map<std::uint32_t, const image::OpenFile*> files = by_id(capsule);
+  std::map<std::uint32_t, bool> done;
+  for (const image::Fd& fd : process.fds()) {
+    const image::OpenFile& f = *files.at(fd.file());
+    if (std::exchange(done[f.id()], true)) continue;
+    auto number = static_cast<std::uint64_t>(fd.fd());
+    if (f.owner() != 0) {
+      struct {
+        std::int32_t type, pid;
+      } owner = {f.owner_type(), f.owner()};
+      b.call(SYS_fcntl, "fcntl(F_SETOWN_EX)", {number, F_SETOWN_EX, b.put_value(owner)});
+    }
+    if (f.owner_signal() != 0) {
+      b.call(SYS_fcntl, "fcntl(F_SETSIG)", {number, F_SETSIG, static_cast<std::uint64_t>(f.owner_signal())});
+    }
+    if ((f.flags() & O_ASYNC) != 0) {
+      b.call(SYS_fcntl, "fcntl(F_SETFL)", {number, F_SETFL, f.flags() & ~std::uint64_t{creation_flags}});
+    }
+  }
+  return {};
+}
+
+}  // namespace godwit::restore

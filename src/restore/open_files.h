@@ -1,0 +1,45 @@
+// Open files and descriptors of a skeleton. Descriptions are opened by us (through the capsule's
+// root), get their offsets and flags here, and travel into the skeleton over its channel; there each
+// goes to its number. A description that several descriptors share is opened once.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "image/image.pb.h"
+#include "restore/private_files.h"
+#include "restore/skeleton.h"
+#include "restore/skeleton_source.h"
+
+namespace godwit::restore {
+
+class OpenFiles {
+ public:
+  OpenFiles(SkeletonSource& source, int root_fd, const PrivateFiles& files)
+      : source_(source), root_fd_(root_fd), files_(files) {}
+
+  // The file of a mapping or an executable.
+  Result<UniqueFd> open_ref(const image::FileRef& ref, int flags) const;
+
+  // Opens every description of the image. May be called when the content of private files isn't
+  // there yet.
+  Result<void> open_all(const image::Capsule& capsule);
+  // Puts the descriptors of a process at their numbers; everything else but the channel is closed.
+  Result<void> install(Skeleton& skeleton, const image::Process& process, const image::Capsule& capsule);
+  // What must be done with the program's own credentials: F_SETOWN remembers them.
+  Result<void> add_owners(Batch& batch, const image::Process& process, const image::Capsule& capsule) const;
+  // From here the program is the only one that has them open.
+  void close_all() { opened_.clear(); }
+
+ private:
+  Result<UniqueFd> open_one(const image::OpenFile& file);
+  Result<void> install_terminal(Skeleton& skeleton, const image::Process& process,
+                                const image::Capsule& capsule);
+
+  SkeletonSource& source_;
+  int root_fd_;
+  const PrivateFiles& files_;
+  std::map<std::uint32_t, UniqueFd> opened_;  // By OpenFile id.
+};
+
+}  // namespace godwit::restore

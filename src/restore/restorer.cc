@@ -1,0 +1,366 @@
+// The order of finish(), and why:
+//
+//   mappings (done by prepare_final)     the final image only moves what changed since
+//   time namespace, threads              done early unless the clocks weren't known; setns needs a
+//                                        single thread
+//   private files: size, owner, times    before they are opened
+//   descriptors, terminal                before /proc/self/exe and timers: numbers must be free
+//   process state                        handlers before pending signals: setting a handler to ignore
+//                                        flushes the queue
+//   locks                                after the content, since locking populates
+//   threads other than the leader        all at once, a lane of the arena each; credentials last
+//   the leader                           last of all: each change of credentials resets `dumpable`
+//   interrupted calls                    nothing may be executed by a thread after it
+//   our areas go                         by a `syscall` instruction of the vdso
+//   registers, XSTATE, signal masks      after which nothing is left to do but to detach
+#include "restore/restorer.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "base/clock.h"
+#include "restore/address_space.h"
+#include "restore/open_files.h"
+#include "restore/private_files.h"
+#include "restore/process_state.h"
+#include "restore/restart.h"
+#include "restore/skeleton.h"
+#include "restore/supported.h"
+#include "restore/thread_state.h"
+#include "sys/proc.h"
+#include "sys/tracing.h"
+
+namespace godwit::restore {
+namespace {
+
+constexpr std::uint32_t private_file_bit = 0x8000'0000;
+constexpr unsigned threads_at_once = Arena::lanes_max - 1;
+// How far the capsule's clocks may be behind the source's at the freeze. More means that they were
+// aligned by a message that took longer than the whole transfer since.
+constexpr std::int64_t clock_wait_ns_max = 1'000'000'000;
+
+}  // namespace
+
+struct Restorer::Impl {
+  struct Process {
+    Process(Skeleton s, AddressSpace::OpenFile open)
+        : skeleton(std::move(s)), memory(skeleton, std::move(open)) {}
+    Skeleton skeleton;
+    AddressSpace memory;
+    bool in_time_namespace = false;
+    std::uint32_t membarrier_done = 0;
+    std::vector<sys::Regs> regs;  // Final ones, by thread.
+  };
+
+  Impl(SkeletonSource& s, UniqueFd root_fd)
+      : source(s), root(std::move(root_fd)), private_files(root.get()), files(s, root.get(), private_files) {}
+
+  Result<void> adopt(const image::Process& image);
+  Result<void> build(const image::Capsule& image, bool final);
+  Result<void> enter_time_namespace();
+  Result<void> wait_for_clocks(const image::Clocks& clocks) const;
+  Result<void> set_threads(const image::Process& image);
+  Result<void> restore_threads(const image::Process& image);
+  Result<void> restore_leader(const image::Process& image, const image::Capsule& capsule);
+  Result<void> restart_calls(const image::Process& image, std::int64_t frozen_ns);
+  Result<void> set_contexts(const image::Process& image);
+  Result<ThreadContext> context(const image::Process& image, int thread);
+  Result<UniqueFd> open_for_mapping(const AddressSpace::FileNeed& need);
+  Result<Process*> find(std::uint32_t id);
+
+  SkeletonSource& source;
+  UniqueFd root;
+  PrivateFiles private_files;
+  OpenFiles files;
+  std::unique_ptr<Process> process;  // One until trees are covered (supported.cc refuses others).
+  UniqueFd time_namespace;
+  std::int64_t monotonic_delta_ns = 0, boottime_delta_ns = 0;
+  const image::Capsule* prepared_final = nullptr;
+  cpu_set_t cpus{};
+  std::uint64_t cap_bounding = 0;
+  int seccomp_shared_count = 0;
+  Notes notes;
+};
+
+Restorer::Restorer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Restorer::Restorer(Restorer&&) noexcept = default;
+Restorer::~Restorer() = default;
+
+Result<Restorer> Restorer::create(SkeletonSource& source) {
+  return Restorer(std::make_unique<Impl>(source, TRY(source.root())));
+}
+
+Result<void> Restorer::align_clocks(std::int64_t monotonic_ns, std::int64_t boottime_ns) {
+  INVARIANT(!impl_->time_namespace, "the clocks are set once");
+  impl_->monotonic_delta_ns = monotonic_ns - godwit::monotonic_ns();
+  impl_->boottime_delta_ns = boottime_ns - godwit::boottime_ns();
+  impl_->time_namespace =
+      TRY(impl_->source.set_clocks(impl_->monotonic_delta_ns, impl_->boottime_delta_ns));
+  return {};
+}
+
+Result<void> Restorer::prepare(const image::Capsule& so_far) {
+  TRY(check_supported(so_far, false));
+  return impl_->build(so_far, false);
+}
+
+Result<void> Restorer::prepare_final(const image::Capsule& final) {
+  TRY(check_supported(final, true));
+  TRY(impl_->build(final, true));
+  impl_->prepared_final = &final;
+  return {};
+}
+
+Result<void> Restorer::Impl::build(const image::Capsule& image, bool final) {
+  const image::Process& p = image.processes(0);
+  if (!process) TRY(adopt(p));
+  TRY(private_files.sync(image));
+  TRY((final ? process->memory.sync_last(p.mm()) : process->memory.sync(p.mm())).with("mappings"));
+  if (time_namespace) {
+    TRY(enter_time_namespace());
+    TRY(set_threads(p));
+  }
+  return {};
+}
+
+Result<void> Restorer::Impl::adopt(const image::Process& image) {
+  std::vector<AddressRange> ranges;
+  for (const image::Vma& v : image.mm().vmas()) ranges.push_back({v.start(), v.end()});
+  Skeleton skeleton = TRY(Skeleton::adopt(TRY(source.fork_skeleton(image.pid())), image.pid(), ranges));
+  if (sched_getaffinity(skeleton.node_pid(), sizeof cpus, &cpus) != 0) return os_error("sched_getaffinity");
+  cap_bounding = TRY(sys::read_status(skeleton.node_pid())).cap_bounding;
+  process = std::make_unique<Process>(
+      std::move(skeleton), [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); });
+  return {};
+}
+
+Result<UniqueFd> Restorer::Impl::open_for_mapping(const AddressSpace::FileNeed& need) {
+  int flags = need.write ? O_RDWR : O_RDONLY;
+  if (need.file == nullptr) return private_files.reopen(need.shmem, O_RDWR);
+  return files.open_ref(*need.file, flags);
+}
+
+Result<void> Restorer::Impl::enter_time_namespace() {
+  if (process->in_time_namespace) return {};
+  INVARIANT(process->skeleton.single_threaded(), "threads before the time namespace");
+  int ours[] = {time_namespace.get()};
+  std::vector<int> there = TRY(process->skeleton.pass_fds(ours));
+  Batch b = process->skeleton.batch();
+  auto fd = static_cast<std::uint64_t>(there[0]);
+  b.call(SYS_setns, "setns(CLONE_NEWTIME)", {fd, CLONE_NEWTIME});
+  b.call(SYS_close, "close", {fd});
+  TRY(process->skeleton.run(b));
+  process->in_time_namespace = true;
+  return {};
+}
+
+Result<void> Restorer::Impl::set_threads(const image::Process& image) {
+  if (process->skeleton.single_threaded()) {
+    TRY(register_membarrier(process->skeleton, image.membarrier(), process->membarrier_done));
+  }
+  std::vector<pid_t> tids;
+  for (const image::Thread& t : image.threads()) tids.push_back(t.tid());
+  return process->skeleton.set_threads(tids);
+}
+
+Result<Restorer::Impl::Process*> Restorer::Impl::find(std::uint32_t id) {
+  if (!process || process->skeleton.pid() != static_cast<pid_t>(id)) {
+    return make_error(Errc::invalid, "no process {} in the image", id);
+  }
+  return process.get();
+}
+
+Result<SpaceTarget> Restorer::space(std::uint32_t id) {
+  SpaceTarget target;
+  if ((id & private_file_bit) != 0) {
+    target.file_fd = TRY(impl_->private_files.content_fd(id & ~private_file_bit));
+    return target;
+  }
+  Impl::Process* p = TRY(impl_->find(id));
+  target.node_pid = p->skeleton.node_pid();
+  target.mem_fd = p->skeleton.mem_fd();
+  return target;
+}
+
+Result<UniqueFd> Restorer::make_userfaultfd(std::uint32_t id, int flags) {
+  Impl::Process* p = TRY(impl_->find(id));
+  Batch b = p->skeleton.batch();
+  std::size_t made = b.call(SYS_userfaultfd, "userfaultfd", {static_cast<std::uint64_t>(flags)});
+  TRY(p->skeleton.run(b));
+  auto there = static_cast<int>(b.result(made));
+  UniqueFd fd = TRY(p->skeleton.fetch_fd(there));
+  b.clear();
+  b.call(SYS_close, "close", {static_cast<std::uint64_t>(there)});
+  TRY(p->skeleton.run(b));
+  return fd;
+}
+
+Result<void> Restorer::drop_pages(std::uint32_t id, std::span<const MemoryRange> ranges) {
+  Impl::Process* p = TRY(impl_->find(id));
+  std::vector<AddressSpace::Range> list;
+  for (const MemoryRange& r : ranges) list.push_back({r.start, r.end});
+  return p->memory.drop_pages(list);
+}
+
+std::vector<MemoryRange> Restorer::pages_needed(const image::Process& process) {
+  std::vector<MemoryRange> ranges;
+  auto add = [&](std::uint64_t start, std::uint64_t end) {
+    ranges.push_back({start & ~4095ull, (end + 4095) & ~4095ull});
+  };
+  for (const image::Thread& t : process.threads()) {
+    if (t.rseq_addr() != 0) add(t.rseq_addr(), t.rseq_addr() + t.rseq_size());
+    for (const Touched& r : memory_touched(t.restart())) add(r.start, r.end);
+  }
+  for (const image::Vma& v : process.mm().vmas()) {
+    if ((v.flags() & image::VMA_LOCKED) != 0 && (v.flags() & image::VMA_LOCKONFAULT) == 0) add(v.start(), v.end());
+  }
+  std::sort(ranges.begin(), ranges.end(), [](auto& a, auto& b) { return a.start < b.start; });
+  return ranges;
+}
+
+Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_ns) {
+  Impl& m = *impl_;
+  const image::Process& p = final.processes(0);
+  if (m.prepared_final != &final) TRY(prepare_final(final));
+  if (!m.time_namespace) {
+    TRY(align_clocks(final.clocks().monotonic_ns() + frozen_ns, final.clocks().boottime_ns() + frozen_ns));
+    TRY(m.enter_time_namespace());
+    TRY(m.set_threads(p));
+  }
+  Skeleton& skeleton = m.process->skeleton;
+  TRY(m.private_files.finish(final));
+  TRY(join_session(skeleton, p));
+  TRY(m.files.open_all(final));
+  TRY(m.files.install(skeleton, p, final));
+  TRY(register_membarrier(skeleton, p.membarrier(), m.process->membarrier_done));
+  TRY(restore_process(skeleton, p, m.files, frozen_ns, m.notes));
+  TRY(m.process->memory.apply_locks(p.mm()));
+  TRY(write_proc_files(skeleton.node_pid(), p, m.notes));
+  TRY(skeleton.close_channel());
+  m.seccomp_shared_count = seccomp_shared(p);
+  TRY(m.restore_threads(p));
+  TRY(m.restore_leader(p, final));
+  TRY(m.restart_calls(p, frozen_ns));
+  TRY(ignore_sigtrap(skeleton, p));
+  TRY(skeleton.remove_traces());
+  TRY(m.set_contexts(p));
+  if (final.next_pid() > 0) TRY(m.source.set_last_pid(final.next_pid()));
+  m.files.close_all();
+  return m.wait_for_clocks(final.clocks());
+}
+
+// The program must not see its clocks go back. They were set by a message that took some time; all
+// that happened since (the last pages, this restore) normally took longer.
+Result<void> Restorer::Impl::wait_for_clocks(const image::Clocks& clocks) const {
+  std::int64_t behind = std::max(clocks.monotonic_ns() - (godwit::monotonic_ns() + monotonic_delta_ns),
+                                 clocks.boottime_ns() - (godwit::boottime_ns() + boottime_delta_ns));
+  if (behind <= 0) return {};
+  if (behind > clock_wait_ns_max) {
+    return make_error(Errc::internal, "the capsule's clocks are {} ms behind", behind / 1'000'000);
+  }
+  timespec wait{behind / 1'000'000'000, behind % 1'000'000'000};
+  while (clock_nanosleep(CLOCK_MONOTONIC, 0, &wait, &wait) == EINTR) {
+  }
+  return {};
+}
+
+Result<ThreadContext> Restorer::Impl::context(const image::Process& image, int thread) {
+  return ThreadContext{image, image.threads(thread), seccomp_shared_count, cpus, cap_bounding};
+}
+
+// All threads but the leader, as many side by side as there are lanes. What doesn't fit into a lane
+// (large seccomp filters) goes alone through the leader's.
+Result<void> Restorer::Impl::restore_threads(const image::Process& image) {
+  Skeleton& skeleton = process->skeleton;
+  const auto& threads = skeleton.threads();
+  int count = image.threads_size();
+  auto fill = [&](Batch& b, const ThreadContext& c) -> Result<void> {
+    TRY(add_thread_state(b, c, notes));
+    add_pending_signals(b, c);
+    return add_credentials(b, c);
+  };
+  for (int next = 1; next < count;) {
+    std::vector<std::pair<pid_t, Batch>> running;
+    for (; next < count && running.size() < threads_at_once; ++next) {
+      ThreadContext c = TRY(context(image, next));
+      pid_t tid = threads[static_cast<std::size_t>(next)].node_tid;
+      bool large = thread_data_bytes(c) > Arena::lane_bytes;
+      Batch b = skeleton.batch(large ? 0 : static_cast<unsigned>(running.size()) + 1);
+      if (large && !b.has_room(0, thread_data_bytes(c))) {
+        return make_error(Errc::unsupported, "thread {}: {} bytes of state", c.thread.tid(), thread_data_bytes(c));
+      }
+      TRY(fill(b, c));
+      TRY(b.start(tid));
+      if (large) {
+        TRY(b.wait(tid));
+      } else {
+        running.emplace_back(tid, std::move(b));
+      }
+    }
+    for (auto& [tid, b] : running) TRY(b.wait(tid));
+  }
+  return {};
+}
+
+Result<void> Restorer::Impl::restore_leader(const image::Process& image, const image::Capsule& capsule) {
+  Skeleton& skeleton = process->skeleton;
+  ThreadContext c = TRY(context(image, 0));
+  Batch b = skeleton.batch();
+  TRY(add_thread_state(b, c, notes));
+  add_shared_pending(b, image);
+  add_pending_signals(b, c);
+  TRY(add_limits(b, skeleton, image, cap_bounding, notes));
+  TRY(add_credentials(b, c));
+  TRY(files.add_owners(b, image, capsule));
+  add_after_credentials(b, image, notes);
+  return skeleton.run(b);
+}
+
+Result<void> Restorer::Impl::restart_calls(const image::Process& image, std::int64_t frozen_ns) {
+  Restarter restarter(process->skeleton, frozen_ns);
+  process->regs.resize(static_cast<std::size_t>(image.threads_size()));
+  for (int i = 0; i < image.threads_size(); ++i) {
+    sys::Regs& regs = process->regs[static_cast<std::size_t>(i)];
+    std::memcpy(&regs, image.threads(i).regs().data(), sizeof regs);
+    pid_t tid = process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid;
+    TRY(restarter.apply(image.threads(i), tid, regs));
+  }
+  return {};
+}
+
+Result<void> Restorer::Impl::set_contexts(const image::Process& image) {
+  for (int i = 0; i < image.threads_size(); ++i) {
+    pid_t tid = process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid;
+    const image::Thread& t = image.threads(i);
+    TRY(sys::ptrace_set_xstate(tid, t.xstate()).with(fmt::format("thread {}", t.tid())));
+    TRY(sys::ptrace_set_regs(tid, process->regs[static_cast<std::size_t>(i)]).with(fmt::format("thread {}", t.tid())));
+    TRY(sys::ptrace_set_sigmask(tid, t.sigmask()));
+  }
+  return {};
+}
+
+Result<void> Restorer::seal() {
+  TRY(impl_->source.freeze_tree());
+  return impl_->process->skeleton.disarm_exit_kill();
+}
+
+Result<void> Restorer::start() {
+  auto released = impl_->process->skeleton.release();
+  TRY(impl_->source.thaw_tree());
+  return released;
+}
+
+const std::vector<std::string>& Restorer::notes() const { return impl_->notes; }
+
+std::vector<std::pair<pid_t, pid_t>> Restorer::processes() const {
+  if (!impl_->process) return {};
+  return {{impl_->process->skeleton.pid(), impl_->process->skeleton.node_pid()}};
+}
+
+}  // namespace godwit::restore
