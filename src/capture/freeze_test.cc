@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "capture/describe.h"
 #include "capture/test_tree.h"
 #include "sys/pidfd.h"
 
@@ -23,27 +24,21 @@ namespace {
 #define SKIP_WITHOUT_TREES() \
   if (std::string why = why_no_trees(); !why.empty()) GTEST_SKIP() << why
 
-// What the engine does between freeze and release: a batch, a userfaultfd fetched while it is open.
+// What the engine does between freeze and release: a userfaultfd is made and fetched, a batch is run, the tree sealed.
 Result<void> freeze_and_inject(const TreeRef& ref, int calls, bool every_thread) {
   FrozenTree tree = TRY(freeze(ref, {.measure_sleeps = true}));
   for (FrozenProcess& process : tree.processes()) {
+    UniqueFd uffd = TRY(make_userfaultfd(tree, process));
     sys::RemoteProcess* remote = TRY(tree.remote(process));
     TRY(remote->map_arena(process.threads.front()));
-    for (FrozenThread& thread : process.threads) {
+    const std::size_t last = every_thread ? process.threads.size() : 1;
+    for (std::size_t i = 0; i < last; ++i) {
       sys::RemoteBatch batch(*remote);
-      UniqueFd fetched;
-      std::size_t uffd = batch.call(SYS_userfaultfd, O_CLOEXEC);
-      batch.pause([&]() -> Result<void> {
-        if (batch.result(uffd) < 0) return make_error(Errc::os, "userfaultfd: {}", batch.result(uffd));
-        fetched = TRY(sys::pidfd_getfd(process.pidfd.get(), static_cast<int>(batch.result(uffd))));
-        return {};
-      });
-      // The number is not known when the batch is built: descriptors are closed in a second one.
-      for (int i = 0; i < calls; ++i) batch.call(SYS_getppid);
-      TRY(remote->run(thread, batch));
-      TRY(remote->call(thread, SYS_close, {static_cast<std::uint64_t>(batch.result(uffd)), 0, 0, 0, 0, 0}));
-      if (!fetched.valid()) return make_error(Errc::internal, "nothing was fetched");
-      if (!every_thread) break;
+      for (int k = 0; k < calls; ++k) batch.call(SYS_gettid);
+      TRY(remote->run(process.threads[i], batch));
+      for (std::size_t k = 1; k <= static_cast<std::size_t>(calls); ++k)
+        if (batch.result(k) != process.threads[i].tid_inside)
+          return make_error(Errc::internal, "call {} of thread {}: {}", k, i, batch.result(k));
     }
   }
   TRY(tree.seal());
@@ -107,9 +102,10 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   SKIP_WITHOUT_TREES();
   Result<TestTree> tree = TestTree::start();
   ASSERT_TRUE(tree.ok()) << tree.error().what();
+  ASSERT_TRUE(tree->await_beats().ok());
+  const std::size_t descriptors = std::move(sys::list_fds(tree->pid())).value().size();
   const std::int64_t start = monotonic_us();
   int kills = 0;
-  std::string failed;
   const int step = std::getenv("GODWIT_EXHAUSTIVE") ? 1 : 3;
   const std::int64_t limit_us = std::getenv("GODWIT_EXHAUSTIVE") ? 3'600'000'000 : 45'000'000;
   for (int n = 1; monotonic_us() - start < limit_us; n += step) {
@@ -126,9 +122,38 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   }
   Result<void> alive = tree->await_beats();
   EXPECT_TRUE(alive.ok()) << alive.error().what();
+  EXPECT_EQ(std::move(sys::list_fds(tree->pid())).value().size(), descriptors);
   EXPECT_GT(kills, 50);
   RecordProperty("kills", kills);
   std::printf("tracer killed %d times in %ld ms\n", kills, static_cast<long>((monotonic_us() - start) / 1000));
+}
+
+// Between system calls too, and while the tracee is in the middle of a batch.
+TEST(Freeze, DeathOfTheTracerAtAnyTimeIsHarmless) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start();
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  unsigned seed = 12345;
+  for (int i = 0; i < 300; ++i) {
+    pid_t child = ::fork();
+    if (child == 0) {
+      while (freeze_and_inject(tree->ref(), 100, true).ok()) {
+      }
+      ::_exit(1);
+    }
+    seed = seed * 1103515245 + 12345;
+    timespec delay{0, 100'000 + static_cast<long>(seed >> 8) % 6'000'000};
+    ::nanosleep(&delay, nullptr);
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status)) << "the engine failed by itself";
+    Result<void> recovered = recover(tree->ref());
+    ASSERT_TRUE(recovered.ok()) << recovered.error().what();
+    ASSERT_EQ(tree->complaint(), "") << "kill " << i;
+  }
+  Result<void> alive = tree->await_beats();
+  EXPECT_TRUE(alive.ok()) << alive.error().what();
 }
 
 TEST(Freeze, TakesMicroseconds) {

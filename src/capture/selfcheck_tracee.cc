@@ -267,6 +267,33 @@ void blocks_every_signal() {
   sigpending(&set);
   if (sigismember(&set, SIGURG) || sigismember(&set, SIGWINCH)) wrong("a marker is pending", 0, 0);
 }
+// A handler runs 5,000 times a second in this thread: some of the signals meet the injection of a call.
+thread_local volatile std::sig_atomic_t alarms;
+void takes_signals() {
+  static thread_local bool armed = false;
+  if (!armed) {
+    armed = true;
+    struct sigaction action = {};
+    action.sa_handler = [](int) { alarms = alarms + 1; };
+    sigaction(SIGRTMIN, &action, nullptr);
+    sigevent event = {};
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = SIGRTMIN;
+    event._sigev_un._tid = static_cast<int>(syscall(SYS_gettid));
+    timer_t timer;
+    if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0) wrong("timer_create", 0, 0);
+    itimerspec spec{{0, 200'000}, {0, 200'000}};
+    timer_settime(timer, 0, &spec, nullptr);
+  }
+  const int before = alarms;
+  registers();
+  // A system call whose answer is known, interrupted or not.
+  for (int i = 0; i < 1000; ++i)
+    if (syscall(SYS_getpid) != getpid()) wrong("getpid", 0, 0);
+  const std::int64_t start = now_ns();
+  while (alarms == before)
+    if (now_ns() - start > 20'000'000'000) wrong("signals of a timer stopped", before, 0);
+}
 void sleeps_long() {
   timespec t{0, 20'000'000};
   if (nanosleep(&t, nullptr) != 0) wrong("a sleeper's nanosleep", 0, 0);
@@ -296,7 +323,8 @@ int main(int argc, char** argv) {
   std::vector<void (*)()> jobs;
   if (!only_sleepers)
     jobs = {registers, sleeps_nanosleep, sleeps_clock_nanosleep, polls, epolls, epolls_masked, futexes, reads, writes,
-            waits_for_signal, waits_for_semaphore, receives, selects, suspends, wakes, calls, blocks_every_signal};
+            waits_for_signal, waits_for_semaphore, receives, selects, suspends, wakes, calls, blocks_every_signal,
+            takes_signals};
   jobs.insert(jobs.end(), static_cast<std::size_t>(sleepers), sleeps_long);
   if (jobs.size() > SelfCheck::jobs_max) return 2;
   std::vector<std::thread> threads;
