@@ -32,14 +32,11 @@ void describe_creds(const sys::ProcStatus& s, image::Creds& creds) {
   creds.set_no_new_privs(s.no_new_privs);
 }
 
-Result<void> describe_thread_outside(pid_t pid, pid_t tid, const sys::ProcStatus& s, image::Thread& out) {
+void describe_thread_outside(const sys::ProcStatus& s, image::Thread& out) {
   out.set_tid(s.ns_pid.back());
   out.set_comm(s.name);
   describe_creds(s, *out.mutable_creds());
   out.set_seccomp_mode(static_cast<std::uint32_t>(s.seccomp_mode));
-  out.set_personality(static_cast<std::uint64_t>(
-      TRY(sys::read_number(pid, fmt::format("task/{}/personality", tid), 16))));
-  return {};
 }
 
 // Where a /proc link of a directory leads, as the process sees it.
@@ -47,8 +44,9 @@ Result<std::string> directory_link(pid_t pid, const char* name, bool& deleted) {
   return without_deleted_mark(TRY(sys::read_link(sys::proc_path(pid, name))), deleted);
 }
 
-Result<void> describe_process_outside(pid_t pid, const std::vector<pid_t>& tids, FileTable& files,
-                                      const image::Process* earlier, image::Process& out) {
+// Everything but the threads.
+Result<void> describe_process_outside(pid_t pid, FileTable& files, const image::Process* earlier,
+                                      image::Process& out) {
   sys::ProcStatus s = TRY(sys::read_status(pid));
   sys::ProcStat stat = TRY(sys::read_stat(pid, pid));
   out.set_pid(s.ns_tgid.back());
@@ -57,10 +55,6 @@ Result<void> describe_process_outside(pid_t pid, const std::vector<pid_t>& tids,
   // A parent outside of the capsule's PID namespace has no number there.
   if (Result<sys::ProcStatus> parent = sys::read_status(s.ppid); parent.ok() && parent->ns_pid.size() >= s.ns_pid.size())
     out.set_ppid(parent->ns_tgid[s.ns_pid.size() - 1]);
-  for (pid_t tid : tids) {
-    sys::ProcStatus thread = TRY(sys::read_status(pid, tid));
-    TRY(describe_thread_outside(pid, tid, thread, *out.add_threads()));
-  }
   UniqueFd pidfd = TRY(sys::open_pidfd(pid));
   TRY(describe_memory(pid, files, earlier ? &earlier->mm() : nullptr, *out.mutable_mm()));
   TRY(files.describe_fds(pid, pidfd.get(), out));
@@ -148,8 +142,12 @@ Result<LiveDescription> describe_live(const TreeRef& tree) {
   if (pids.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree.freezer_path);
   for (pid_t pid : pids) {
     image::Process& process = *live.capsule.add_processes();
-    TRY(describe_process_outside(pid, TRY(sys::list_threads(pid)), files, nullptr, process)
-            .with(fmt::format("process {}", pid)));
+    TRY(describe_process_outside(pid, files, nullptr, process).with(fmt::format("process {}", pid)));
+    for (pid_t tid : TRY(sys::list_threads(pid))) {
+      Result<sys::ProcStatus> thread = sys::read_status(pid, tid);
+      if (!thread.ok() && thread.error().code() == Errc::tracee_gone) continue;
+      describe_thread_outside(TRY(std::move(thread)), *process.add_threads());
+    }
     live.node_pids[process.pid()] = pid;
   }
   TRY(describe_common(pids.front(), live.capsule));
@@ -161,11 +159,13 @@ Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule*
   if (processes_.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree_.freezer_path);
   FileTable files(tree_, capsule);
   for (FrozenProcess& process : processes_) {
-    std::vector<pid_t> tids;
-    for (const FrozenThread& thread : process.threads) tids.push_back(thread.tid);
     image::Process& out = *capsule.add_processes();
-    TRY(describe_process_outside(process.pid, tids, files, find_process(earlier, process.pid_inside), out)
+    TRY(describe_process_outside(process.pid, files, find_process(earlier, process.pid_inside), out)
             .with(fmt::format("process {}", process.pid_inside)));
+    for (const FrozenThread& thread : process.threads)
+      describe_thread_outside(TRY(thread.status.valid() ? sys::read_status(thread.status)
+                                                        : sys::read_status(process.pid, thread.tid)),
+                              *out.add_threads());
     TRY(describe_inside(*this, process, out).with(fmt::format("process {}", process.pid_inside)));
   }
   TRY(describe_common(processes_.front().pid, capsule));

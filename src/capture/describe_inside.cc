@@ -195,6 +195,7 @@ class ThreadQuestions {
     for (int i = 0; i < speculation_kinds; ++i)
       speculation_[i] = batch_.call(SYS_prctl, PR_GET_SPECULATION_CTRL, i, 0, 0, 0);
     cpuid_ = batch_.call(SYS_arch_prctl, arch_get_cpuid, 0);
+    personality_ = batch_.call(SYS_personality, 0xffffffffL);
     policy_ = batch_.space(4);
     nodes_ = batch_.space(mempolicy_mask_bytes);
     policy_result_ = batch_.call(SYS_get_mempolicy, policy_, nodes_, mempolicy_mask_bytes * 8, 0, 0);
@@ -225,6 +226,7 @@ class ThreadQuestions {
       image::SpeculationCtrl& s = *out.add_speculation();
       s.set_which(static_cast<std::uint32_t>(i)), s.set_value(value(speculation_[i]));
     }
+    out.set_personality(static_cast<std::uint64_t>(batch_.result(personality_)));
     out.set_cpuid_faulting(batch_.result(cpuid_) == 0);
     if (batch_.result(policy_result_) == 0 && batch_.get<std::uint32_t>(policy_) != 0) {
       auto mode = batch_.get<std::array<char, 4>>(policy_);
@@ -242,7 +244,7 @@ class ThreadQuestions {
   sys::RemoteBatch& batch_;
   RemoteAddr altstack_, clear_tid_, pdeath_, name_, tsc_, policy_, nodes_;
   std::size_t altstack_result_, slack_, securebits_, keep_caps_, mce_, io_flusher_, speculation_[speculation_kinds],
-      cpuid_, policy_result_;
+      cpuid_, personality_, policy_result_;
 };
 
 Result<void> from_ptrace(const FrozenThread& thread, image::Thread& out) {

@@ -27,6 +27,7 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -47,6 +48,7 @@ constexpr std::int64_t stop_limit_us = 10'000'000;
 constexpr int list_rounds_max = 1'000;  // Each finds at least one new thread.
 constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go within that.
 
+constexpr std::size_t status_files_max = 256;
 constexpr std::uint64_t vdso_bytes_max = 64 * 1024;
 
 // Seccomp filters don't see injected calls while we trace.
@@ -110,6 +112,7 @@ struct FrozenTree::Known {
   pid_t tid = 0, pid = 0;
   pid_t tid_inside = 0, pid_inside = 0;
   std::optional<SleepSample> sleep;
+  UniqueFd status;
   bool seized = false;
   bool collected = false;
 };
@@ -174,10 +177,14 @@ Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(const FreezeHints
   std::optional<SleepClock> clock;
   if (hints.measure_sleeps) clock = SleepClock::calibrate();
   for (pid_t tid : TRY(list_tree_threads(tree_))) {
-    Result<sys::ProcStatus> status = sys::read_status(tid);
+    // Kept open for describe(), within reason.
+    Result<UniqueFd> file = open_fd(sys::proc_path(tid, tid, "status"), O_RDONLY);
+    if (!file.ok()) continue;  // Gone; what else it may be shows when it is seized.
+    Result<sys::ProcStatus> status = sys::read_status(*file);
     if (!status.ok() && is_gone(status.error())) continue;
     sys::ProcStatus s = TRY(std::move(status));
     Known& k = known.emplace_back();
+    if (known.size() <= status_files_max) k.status = std::move(*file);
     k.tid = tid, k.pid = s.tgid, k.tid_inside = s.ns_pid.back(), k.pid_inside = s.ns_tgid.back();
     if (clock) k.sleep = clock->sample(k.pid, k.tid);
   }
@@ -201,6 +208,8 @@ Result<bool> seize_one(pid_t tid) {
     // Somebody traces it: a debugger, or a tracer of ours that is just dying.
     if (monotonic_us() - start > attach_retry_us)
       return make_error(Errc::refused, "thread {} ({}) is traced by process {}", tid, status->name, status->tracer);
+    timespec pause{0, 500'000};
+    ::nanosleep(&pause, nullptr);
   }
   Result<void> interrupted = sys::ptrace_interrupt(tid);
   if (!interrupted.ok() && is_gone(interrupted.error())) return false;
@@ -246,6 +255,7 @@ Result<void> FrozenTree::collect(Known& k) {
   FrozenThread thread;
   thread.tid = k.tid;
   thread.tid_inside = k.tid_inside;
+  thread.status = std::move(k.status);
   thread.stopped_at_ns = monotonic_ns();
   thread.regs = TRY(sys::ptrace_get_regs(k.tid));
   if (repair_interrupted_call(thread.regs)) TRY(sys::ptrace_set_regs(k.tid, thread.regs));

@@ -156,12 +156,25 @@ TEST(Freeze, DeathOfTheTracerAtAnyTimeIsHarmless) {
   EXPECT_TRUE(alive.ok()) << alive.error().what();
 }
 
+std::int64_t describe_us(const TreeRef& ref) {
+  Result<LiveDescription> live = describe_live(ref);
+  EXPECT_TRUE(live.ok()) << live.error().what();
+  Result<FrozenTree> frozen = freeze(ref, {.measure_sleeps = true});
+  EXPECT_TRUE(frozen.ok()) << frozen.error().what();
+  if (!live.ok() || !frozen.ok()) return 0;
+  const std::int64_t start = monotonic_us();
+  image::Capsule capsule;
+  Result<void> described = frozen->describe(capsule, &live->capsule);
+  EXPECT_TRUE(described.ok()) << described.error().what();
+  return monotonic_us() - start;
+}
+
 TEST(Freeze, TakesMicroseconds) {
   SKIP_WITHOUT_TREES();
   for (int threads : {1, 7, 63}) {
     Result<TestTree> tree = TestTree::start(threads, true);
     ASSERT_TRUE(tree.ok()) << tree.error().what();
-    std::vector<std::int64_t> stops, injects;
+    std::vector<std::int64_t> stops, injects, thaws, describes;
     for (int i = 0; i < 21; ++i) {
       std::int64_t begin = 0, injected = 0, end = 0;
       {
@@ -181,12 +194,17 @@ TEST(Freeze, TakesMicroseconds) {
         end = monotonic_ns();
       }
       injects.push_back((injected - begin) / 1000);
-      (void)end;
+      thaws.push_back((end - injected) / 1000);
+      describes.push_back(describe_us(tree->ref()));
+      ASSERT_FALSE(HasFailure());
     }
     std::sort(stops.begin(), stops.end());
     std::sort(injects.begin(), injects.end());
-    std::printf("%2d threads: freeze %ld us, arena and 100 calls %ld us (medians)\n", threads + 1,
-                static_cast<long>(stops[10]), static_cast<long>(injects[10]));
+    std::sort(thaws.begin(), thaws.end());
+    std::sort(describes.begin(), describes.end());
+    std::printf("%2d threads: freeze %ld us, arena and 100 calls %ld us, thaw %ld us; describe %ld us (medians)\n",
+                threads + 1, static_cast<long>(stops[10]), static_cast<long>(injects[10]),
+                static_cast<long>(thaws[10]), static_cast<long>(describes[10]));
   }
 }
 

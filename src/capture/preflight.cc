@@ -125,8 +125,7 @@ Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& re
     return {};
   }
   if (s.tracer != 0) refuse(fmt::format("is traced by process {}", s.tracer));
-  if (auto features = s.raw.find("x86_Thread_features"); features != s.raw.end() && features->second.find("shstk") != std::string::npos)
-    refuse("has a shadow stack");
+  if (s.shadow_stack) refuse("has a shadow stack");
   if (TRY(sys::read_stat(pid, tid)).flags & pf_io_worker) refuse("is a kernel worker of an io_uring");
   if (TRY(sys::read_core_cookie(tid)) != 0) refuse("uses core scheduling, which can't move yet");
   TRY(check_namespaces(tree, pid, tid, inside, reasons));

@@ -107,6 +107,9 @@ Result<TestTree> TestTree::start(int sleepers, bool only_sleepers) {
   if (tree.pid_ < 0) return os_error("fork");
   if (tree.pid_ == 0) {
     if (::write(join.get(), "0", 1) != 1) ::_exit(126);
+    int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; fd < 3; ++fd) ::dup2(null, fd);
+    ::close_range(3, ~0U, 0);
     ::execl(SELFCHECK_TRACEE, SELFCHECK_TRACEE, path.c_str(), count.c_str(), only_sleepers ? "sleepers" : nullptr,
             nullptr);
     ::_exit(127);

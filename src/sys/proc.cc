@@ -157,6 +157,7 @@ void parse_status_line(std::string_view name, std::string_view value, ProcStatus
   else if (name == "NoNewPrivs") s.no_new_privs = value == "1";
   else if (name == "Seccomp") s.seccomp_mode = number<int>(value);
   else if (name == "THP_enabled") s.thp_enabled = value == "1";
+  else if (name == "x86_Thread_features") s.shadow_stack = value.find("shstk") != std::string_view::npos;
 }
 
 Result<std::vector<int>> list_numeric(const std::string& path) {
@@ -183,8 +184,9 @@ std::string proc_path(pid_t pid, pid_t tid, const std::string& rest) {
   return fmt::format("/proc/{}/task/{}/{}", pid, tid, rest);
 }
 
-Result<ProcStatus> read_status(pid_t pid, pid_t tid) {
-  std::string text = TRY(read_proc(proc_path(pid, tid, "status")));
+namespace {
+
+Result<ProcStatus> parse_status(std::string_view text) {
   ProcStatus status;
   for (Cursor lines(text); !lines.done();) {
     Cursor line(lines.until('\n'));
@@ -192,10 +194,25 @@ Result<ProcStatus> read_status(pid_t pid, pid_t tid) {
     std::string_view value = line.trimmed_rest();
     while (value.ends_with(' ') || value.ends_with('\t')) value.remove_suffix(1);
     parse_status_line(name, value, status);
-    status.raw.emplace(name, value);
   }
-  if (status.ns_pid.empty()) return make_error(Errc::unsupported, "/proc/{}/status has no NSpid", pid);
+  if (status.ns_pid.empty()) return make_error(Errc::unsupported, "/proc/PID/status has no NSpid");
   return status;
+}
+
+}  // namespace
+
+Result<ProcStatus> read_status(pid_t pid, pid_t tid) {
+  std::string text = TRY(read_proc(proc_path(pid, tid, "status")));
+  return parse_status(text);
+}
+
+Result<ProcStatus> read_status(const UniqueFd& fd) {
+  char text[16 * 1024];  // It has about 1.5 KiB, and 20 bytes more for each group.
+  ssize_t n = ::pread(fd.get(), text, sizeof text, 0);
+  if (n < 0 && errno == ESRCH) return make_error(Errc::tracee_gone, "a thread has ended");
+  if (n < 0) return os_error("pread(/proc/PID/status)");
+  if (static_cast<std::size_t>(n) == sizeof text) return make_error(Errc::unsupported, "/proc/PID/status is too long");
+  return parse_status(std::string_view(text, static_cast<std::size_t>(n)));
 }
 
 std::string MapEntry::map_files_name() const { return fmt::format("{:x}-{:x}", start, end); }

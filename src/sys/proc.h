@@ -4,12 +4,12 @@
 #include <sys/types.h>
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "base/unique_fd.h"
 
 namespace godwit::sys {
 
@@ -37,10 +37,12 @@ struct ProcStatus {
   bool no_new_privs = false;
   int seccomp_mode = 0;
   bool thp_enabled = true;
-  std::map<std::string, std::string> raw;  // Every line: name without colon -> trimmed value.
+  bool shadow_stack = false;       // x86_Thread_features
 };
 Result<ProcStatus> read_status(pid_t pid, pid_t tid);
 inline Result<ProcStatus> read_status(pid_t pid) { return read_status(pid, pid); }
+// From a descriptor of that file, opened before: half the price of opening it (4 us of 9).
+Result<ProcStatus> read_status(const UniqueFd& fd);
 
 // /proc/PID/maps.
 struct MapEntry {

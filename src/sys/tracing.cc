@@ -70,11 +70,12 @@ Result<void> ptrace_set_regs(pid_t tid, const Regs& regs) {
 }
 
 Result<std::string> ptrace_get_xstate(pid_t tid) {
-  std::string state(64 * 1024, '\0');  // AMX needs 11 KiB; the kernel answers the true size.
-  iovec area{state.data(), state.size()};
+  char state[16 * 1024];  // AMX needs 11 KiB; the kernel answers the true size.
+  iovec area{state, sizeof state};
   TRY(simple(PTRACE_GETREGSET, "PTRACE_GETREGSET(NT_X86_XSTATE)", tid, NT_X86_XSTATE, as_word(&area)));
-  state.resize(area.iov_len);
-  return state;
+  if (area.iov_len == sizeof state)
+    return make_error(Errc::unsupported, "thread {} has more than {} bytes of register state", tid, sizeof state);
+  return std::string(state, area.iov_len);
 }
 
 Result<void> ptrace_set_xstate(pid_t tid, const std::string& xstate) {
