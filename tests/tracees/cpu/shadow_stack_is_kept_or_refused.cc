@@ -4,8 +4,7 @@
 #include "tracee.h"
 using namespace tracee;
 
-constexpr int arch_shstk_enable = 0x5001, arch_shstk_disable = 0x5002, arch_shstk_status = 0x5005,
-              shstk = 1;
+constexpr int arch_shstk_enable = 0x5001, arch_shstk_status = 0x5005, shstk = 1;
 
 int main() {
   // Inline, and no return below us: returns to frames from before would fault.
