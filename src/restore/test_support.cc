@@ -102,11 +102,9 @@ std::int64_t unshare_clocks(const Ask& ask) {
     if (ask.what == 'k') {  // Skeleton.
       answer = fork_as(static_cast<pid_t>(ask.a));
       if (answer == 0) {
-        // As godwit-init does: its only descriptor is the channel.
-        dup2(fd.get(), 0);
-        close_range(1, ~0u, 0);
-        for (;;) pause();
+        for (;;) pause();  // Its end of the channel has the number that it has here.
       }
+      if (answer > 0) answer = fd.get();
       fd.reset();
     } else if (ask.what == 'p') {  // Program.
       answer = fork_as(static_cast<pid_t>(ask.a));
@@ -229,11 +227,10 @@ Result<SkeletonSource::Forked> TestShell::fork_skeleton(pid_t pid) {
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return os_error("socketpair");
   UniqueFd ours(pair[0]), theirs(pair[1]);
-  TRY(ask('k', pid, 0, theirs.get()));
   Forked forked;
+  forked.channel_there = static_cast<int>(TRY(ask('k', pid, 0, theirs.get())));
   forked.node_pid = TRY(child_node_pid(pid));
   forked.channel = std::move(ours);
-  forked.channel_there = 0;
   TRY(group_->add(forked.node_pid));
   return forked;
 }
@@ -338,13 +335,11 @@ Result<void> StoppedProgram::describe_threads(image::Process& p) {
     t.set_timerslack_ns(static_cast<std::uint64_t>(b.result(slack)));
     t.set_personality(static_cast<std::uint64_t>(b.result(person)));
     TRY(remote.unmap_arena(stopped));
-    sys::Regs regs = original;
+    const sys::Regs& regs = original;
     if (static_cast<std::int64_t>(regs.rax) == sys::err_restart_restartblock && sys::in_syscall(regs)) {
       image::Restart& r = *t.mutable_restart();  // The test fills in what is left.
       r.set_nr(static_cast<std::int64_t>(regs.orig_rax));
       for (std::uint64_t a : {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9}) r.add_args(a);
-    } else {
-      regs = sys::restart_applied(regs);
     }
     t.set_regs(&regs, sizeof regs);
     t.set_mce_kill_policy(2);
@@ -590,6 +585,21 @@ Result<void> StoppedProgram::copy_content(const image::Capsule& image, Restorer&
   return {};
 }
 
+namespace {
+
+// Ready is not enough: the program must wait in the call that the test is about.
+Result<void> wait_until_asleep(pid_t pid) {
+  constexpr int looks = 100'000;
+  for (int i = 0; i < looks; ++i) {
+    sys::ProcSyscall call = TRY(sys::read_syscall(pid, pid));
+    if (!call.running && call.nr >= 0 && call.nr != SYS_write) return {};
+    sched_yield();
+  }
+  return make_error(Errc::timeout, "process {} doesn't wait in a system call", pid);
+}
+
+}  // namespace
+
 Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change) {
   Moved m;
   m.source = TRY(TestShell::create(program));
@@ -598,6 +608,7 @@ Result<Moved> move_program(const std::function<int()>& program, const ChangeImag
   pid_t running = TRY(m.source->spawn(program_pid));
   m.target = TRY(TestShell::create());
   TRY(m.source->read_byte().with("waiting until the program is ready"));
+  TRY(wait_until_asleep(running));
   StoppedProgram stopped = TRY(StoppedProgram::stop(running, program_pid));
   m.image = TRY(stopped.describe());
   m.image.mutable_clocks()->set_monotonic_ns(m.image.clocks().monotonic_ns() + 2 * hour_ns);
