@@ -218,32 +218,33 @@ iovec Relay::output_at(std::uint64_t number, int& stream) const {
   return piece;
 }
 
+void Relay::drop_input() {
+  resend_ = true;
+  gap_ = true;
+}
+
 Fail Relay::input(std::uint64_t from, const char* bytes, std::size_t count) {
-  if (!running_ || kind_ == Kind::none) {
-    resend_ = true;
-    return ok();
-  }
   if (from > in_.end()) {
-    // Only after something was dropped; the client will hear from where to send again.
-    if (resend_) return ok();
-    return fail("input with a gap before it", EINVAL);
+    // What was on its way behind the dropped piece; it comes again behind that.
+    return gap_ ? ok() : fail("input with a gap before it", EINVAL);
   }
   std::uint64_t known = in_.end() - from;
-  if (known >= count || eof_done_) return ok();
+  if (known >= count || eof_) return ok();
   bytes += known;
   count -= known;
-  if (in_.size() + count > stdin_window_bytes) {
-    resend_ = true;
+  if (!running_ || in_.size() + count > stdin_window_bytes) {
+    drop_input();
     return ok();
   }
   in_.append(bytes, count);
+  gap_ = false;
   return ok();
 }
 
 void Relay::input_end(std::uint64_t end) {
-  if (eof_) return;
+  if (eof_ || (gap_ && end > in_.end())) return;
   if (!running_ || end > in_.end()) {
-    resend_ = true;
+    drop_input();
     return;
   }
   eof_ = true;

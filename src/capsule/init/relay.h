@@ -54,6 +54,7 @@ class Relay {
   std::uint64_t input_written() const { return in_.begin(); }
   bool resend_due() const;  // Input was dropped and can be taken again.
   void resend_told() { resend_ = false; }
+  void input_restarts() { resend_ = gap_ = false; }  // A client begins at input_next.
   Fail set_winsize(std::uint32_t size, std::uint32_t pixels);
   pid_t foreground_group() const;
 
@@ -69,6 +70,7 @@ class Relay {
 
  private:
   bool output_room() const;
+  void drop_input();
   Fail read_output(int index, bool past_limit);
   Fail drain_output();
   Fail feed_pipe();
@@ -100,7 +102,8 @@ class Relay {
   bool eof_ = false;
   std::uint64_t eof_at_ = 0;
   bool eof_done_ = false;
-  bool resend_ = false;
+  bool resend_ = false;  // The client isn't told yet that input was dropped.
+  bool gap_ = false;     // Nothing was accepted since.
   bool running_ = false;
 
   pid_t main_pid_ = 0;

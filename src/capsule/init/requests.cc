@@ -280,7 +280,7 @@ Fail State::attach(Connection& client, const Packet& request, Packet& answer) {
   client.exit_told = false;
   client.out_next = from;
   client.ack_told = relay.input_written();
-  relay.resend_told();
+  relay.input_restarts();
   answer.header.a = relay.input_next();
   answer.header.b = from;
   return ok();
