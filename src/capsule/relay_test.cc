@@ -1,11 +1,6 @@
-// stdio's exactness. Where a program must move between two shells, the test plays the program: it holds the
-// program's ends of the pipes, as init gives them to a restorer.
-#include "capsule/relay_state.h"
-
-#include "capsule/shell.h"  // Before <signal.h>, whose macro sigmask is a field's name in image.pb.h.
-
+// stdio's exactness. Where a program must move between two shells, the test plays the program: it
+// holds the program's ends of the pipes, as init gives them to a restorer.
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 
@@ -13,6 +8,7 @@
 #include <memory>
 #include <random>
 
+#include "capsule/relay_state.h"
 #include "capsule/test_node.h"
 
 namespace godwit::capsule {
@@ -38,8 +34,8 @@ bool matches(std::string_view bytes, std::uint64_t from, std::uint64_t seed) {
 constexpr std::uint64_t in_seed = 11;
 constexpr std::uint64_t err_seed = 99;
 
-// One end of the conversation: sends the stream of `in_seed`, keeps to the window, expects it back on
-// stdout and the stream of `err_seed` on stderr.
+// One end of the conversation: sends the stream of `in_seed`, keeps to the window, expects it back
+// on stdout and the stream of `err_seed` on stderr.
 struct Talker {
   std::unique_ptr<InitClient> client;
   std::uint64_t total = 0;
@@ -268,7 +264,8 @@ TEST_F(RelayTest, UnacknowledgedOutputStopsTheProgramNotInit) {
   request.argv = {"sh", "-c", "head -c 5000000 /dev/zero; echo end >&2"};
   request.env = {"PATH=/usr/bin:/bin"};
   ASSERT_OK(shell.init().spawn(request));
-  ASSERT_TRUE(eventually([&] { return shell.init().status()->out_end == unacked_output_bytes_max; }));
+  ASSERT_TRUE(
+      eventually([&] { return shell.init().status()->out_end == unacked_output_bytes_max; }));
   // The program is stuck in write(2) with a full pipe, init answers.
   ASSERT_TRUE(eventually([&] {
     std::string waits;
@@ -497,8 +494,8 @@ TEST_F(TerminalTest, TypedLinesMoveUnreadAndUnfinished) {
     start();
     if (HasFatalFailure()) return;
     type("one\r");
-    type("two\x04");  // Ended by EOF: without a line feed.
-    type("\x04");     // End of file.
+    type("two\x04");      // Ended by EOF: without a line feed.
+    type("\x04");         // End of file.
     type("th\x16\x04x");  // A literal ^D, in a line that isn't finished.
     type("yz");
     move(rollback);

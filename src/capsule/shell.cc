@@ -79,6 +79,12 @@ Result<std::string> read_report(int fd) {
   return text;
 }
 
+// How godwit-init has to enter it.
+std::string_view kind_of(const sys::CgroupGroup::Place& place) {
+  if (place.hierarchy.v2) return "v2";
+  return place.hierarchy.has("freezer") ? "freezer" : "v1";
+}
+
 class SpawnActions {
  public:
   SpawnActions() {
@@ -221,9 +227,9 @@ Result<void> Shell::start_init() {
   };
   sys::CgroupGroup init = TRY(sys::CgroupGroup::open(cgroup_name(env_, id_) + "/init"));
   for (const sys::CgroupGroup::Place& place : tree_->places())
-    arguments.push_back(fmt::format("--tree-{}={}", place.hierarchy.v2 ? "v2" : "v1", place.path));
+    arguments.push_back(fmt::format("--tree-{}={}", kind_of(place), place.path));
   for (const sys::CgroupGroup::Place& place : init.places())
-    arguments.push_back(fmt::format("--init-{}={}", place.hierarchy.v2 ? "v2" : "v1", place.path));
+    arguments.push_back(fmt::format("--init-{}={}", kind_of(place), place.path));
   for (const sys::CgroupGroup::Place& place : tree_->places()) {
     arguments.push_back(fmt::format("--cgroup-mount={}:{}:{}", place.hierarchy.v2 ? "v2" : "v1",
                                     fmt::join(place.hierarchy.controllers, ","),

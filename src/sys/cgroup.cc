@@ -373,18 +373,23 @@ Result<std::uint64_t> CgroupGroup::cpu_usage_us() const {
   return TRY(parse_number<std::uint64_t>(TRY(read_file(path)), path)) / 1000;
 }
 
-Result<std::vector<pid_t>> CgroupGroup::pids() const {
-  // A crash between two hierarchies leaves processes in one of them only: look at all.
+Result<std::vector<pid_t>> CgroupGroup::members(bool everywhere) const {
   std::vector<pid_t> out;
-  for (const Place& place : places_) TRY(collect_pids(place.path, out));
+  const Place* freezer = everywhere ? nullptr : freezer_place();
+  for (const Place& place : places_)
+    if (freezer == nullptr || freezer == &place) TRY(collect_pids(place.path, out));
   std::sort(out.begin(), out.end());
   out.erase(std::unique(out.begin(), out.end()), out.end());
   return out;
 }
 
-Result<void> CgroupGroup::kill_all() const {
+Result<std::vector<pid_t>> CgroupGroup::pids() const { return members(false); }
+
+Result<void> CgroupGroup::kill_all() const { return kill_members(false); }
+
+Result<void> CgroupGroup::kill_members(bool everywhere) const {
   return wait_until(kill_us_max, fmt::format("kill cgroup {}", name_), [&]() -> Result<bool> {
-    std::vector<pid_t> members = TRY(pids());
+    std::vector<pid_t> members = TRY(this->members(everywhere));
     // 0 is a process that our PID namespace doesn't contain: only cgroup.kill reaches it.
     if (members.empty()) return true;
     for (const Place& place : places_) {
@@ -416,7 +421,8 @@ Result<void> CgroupGroup::remove(const std::string& name) {
   // keeps its group busy for a moment: kill and try again. Once the directories are gone nobody
   // gets in.
   return wait_until(kill_us_max, fmt::format("remove cgroup {}", name), [&]() -> Result<bool> {
-    TRY(group->kill_all());
+    // A crash between two hierarchies leaves processes in one of them only: look at all.
+    TRY(group->kill_members(true));
     bool removed = true;
     for (const Place& place : group->places_) removed &= TRY(remove_tree(place.path));
     return removed;

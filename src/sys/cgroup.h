@@ -80,6 +80,8 @@ class CgroupGroup {
   const Place* with_controller(std::string_view controller) const;
   const Place* v2_place() const;
   const Place* freezer_place() const;
+  Result<void> kill_members(bool everywhere) const;
+  Result<std::vector<pid_t>> members(bool everywhere) const;
 
   std::string name_;
   std::vector<Place> places_;

@@ -14,16 +14,20 @@ namespace godwit::init {
 
 inline constexpr int cgroups_max = 16;
 
-// How a child gets into the `tree` control groups. All close-on-exec, opened before init was inside
-// the capsule.
+// How a child gets into the `tree` control groups and namespaces. All close-on-exec, opened before
+// init was inside the capsule.
 struct TreeEntrance {
-  int v2_directory = -1;   // For CLONE_INTO_CGROUP.
-  int procs[cgroups_max];  // cgroup.procs of the v1 groups
-  int procs_count = 0;
-  int v2_procs = -1;          // Where CLONE_INTO_CGROUP isn't possible.
+  int v2_directory = -1;      // For CLONE_INTO_CGROUP.
+  int v2_procs = -1;          // cgroup.procs, where CLONE_INTO_CGROUP isn't possible.
+  int freezer_procs = -1;     // Of the v1 freezer, where that is what freezes.
   int cgroup_namespace = -1;  // Its root is the tree's groups.
+  int time_namespace = -1;    // Set by new_clocks; entered by the child, which has one thread.
   int oom_score_adj = 0;      // What init itself was started with.
 };
+
+// Starts the thread that makes all children, in the v1 groups where the caller is now; see
+// children.cc. Once, before anything else takes a number in the PID namespace.
+Fail start_forker();
 
 struct Child {
   pid_t pid = 0;  // In the capsule.
@@ -52,6 +56,6 @@ struct ClockBase {
   std::int64_t boottime_ns = 0;
 };
 Fail read_clock_base(ClockBase& out);
-Fail new_clocks(const ClockBase& base, const capsule::ClockDelta& delta, int& fd);
+Fail new_clocks(const ClockBase& base, const capsule::ClockDelta& delta, TreeEntrance& tree);
 
 }  // namespace godwit::init

@@ -40,6 +40,8 @@ bool parse(StartOrder& order, char* argument) {
   // Pairs of the same hierarchies in the same order.
   if (is("--tree-v1")) return add(order.tree_v1, order.tree_v1_count, value);
   if (is("--init-v1")) return add(order.init_v1, order.init_v1_count, value);
+  if (is("--tree-freezer")) return (order.tree_freezer = value) != nullptr;
+  if (is("--init-freezer")) return (order.init_freezer = value) != nullptr;
   if (is("--hide")) return add(order.hidden, order.hidden_count, value);
   if (is("--cgroup-mount")) return add_cgroup_mount(order, value);
   return false;
@@ -62,6 +64,7 @@ int main(int argc, char** argv) {
   bool complete = order.run_dir != nullptr && order.tmp_dir != nullptr &&
                   order.hostname != nullptr &&
                   (order.tree_v2 == nullptr) == (order.init_v2 == nullptr) &&
+                  (order.tree_freezer == nullptr) == (order.init_freezer == nullptr) &&
                   order.tree_v1_count == order.init_v1_count;
   if (!complete) {
     std::fprintf(stderr, "godwit-init: an option is missing\n");

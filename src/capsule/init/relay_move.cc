@@ -226,10 +226,13 @@ Fail Relay::load_terminal(int memfd, const RelayHead& head, std::uint64_t& offse
   CHECK(read_at(memfd, cooked.bytes, cooked.used, offset));
   std::uint64_t at = 0;
   while (at < cooked.used) {
-    capsule::CookedRecord record;
+    capsule::CookedRecord record{};
     if (at + sizeof(record) > cooked.used) return fail("relay state has broken lines", EINVAL);
     __builtin_memcpy(&record, cooked.bytes + at, sizeof(record));
     at += sizeof(record) + record.bytes;
+    // What is there already counts in what may be fed.
+    terminal_fed_ += record.bytes + 1;
+    line_fed_ = record.end == capsule::CookedRecord::open ? record.bytes : 0;
   }
   if (at != cooked.used) return fail("relay state has broken lines", EINVAL);
   return put_input(ours_, cooked);

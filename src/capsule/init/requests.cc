@@ -184,10 +184,8 @@ Fail State::spawn_from(const char* data, std::size_t bytes, char** pointers, Pac
   if (!whole) return fail("strings of the order", EINVAL);
   pointers[slot] = nullptr;
 
-  int clocks = -1;
-  CHECK(new_clocks(clock_base, {order.head.monotonic_delta_ns, order.head.boottime_delta_ns},
-                   clocks));
-  ::close(clocks);
+  CHECK(
+      new_clocks(clock_base, {order.head.monotonic_delta_ns, order.head.boottime_delta_ns}, tree));
   // A failed spawn may be tried again; the pipes of the first try do for the next.
   if (relay.kind() == Relay::Kind::none) {
     CHECK(order.head.tty != 0 ? relay.make_terminal(order.head.rows, order.head.columns)
@@ -221,10 +219,8 @@ Fail State::skeleton(const Packet& request, Packet& answer) {
 Fail State::clocks(const Packet& request, Packet& answer) {
   capsule::ClockDelta delta{};
   CHECK(read_struct(request, delta));
-  int fd = -1;
-  CHECK(new_clocks(clock_base, delta, fd));
-  answer.add_fd(fd);
-  return ok();
+  CHECK(new_clocks(clock_base, delta, tree));
+  return duplicate_into(answer, tree.time_namespace);
 }
 
 // The file is about the PID namespace of who reads or writes it: only a process inside can do it.

@@ -1,4 +1,4 @@
-// One thread, one poll(2). Nothing here waits for a client or for the program: whatever can't go on
+// One loop, one poll(2). Nothing here waits for a client or for the program: whatever can't go on
 // is left where it is (in a pipe, in the ring, in a client's socket) and looked at again when poll
 // says so. There are no queues: what a client is owed follows from counters, so a slow client costs
 // nothing.
@@ -42,10 +42,9 @@ class Server {
     for (std::size_t i = 0; i < clients_max; ++i) state_.clients[i].answer = &answers[i];
     CHECK(state_.relay.map_memory());
     CHECK(read_clock_base(state_.clock_base));
-    sigset_t child;
+    sigset_t child;  // Blocked by the starter.
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD);
-    if (::sigprocmask(SIG_SETMASK, &child, nullptr) != 0) return fail("sigprocmask");
     signals_ = ::signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
     return signals_ < 0 ? fail("signalfd") : ok();
   }

@@ -37,10 +37,12 @@
 namespace godwit::init {
 namespace {
 
-// Entering the init groups, from within PID 1.
+// Leaving the tree's groups for the init ones, from within PID 1.
 struct InitGroups {
-  int procs[cgroups_max + 1];
-  int count = 0;
+  int processes[2];  // cgroup.procs: for both threads.
+  int process_count = 0;
+  int threads[cgroups_max];  // tasks: for the first thread, the forker stays.
+  int thread_count = 0;
   int node_namespace = -1;
 };
 
@@ -53,33 +55,42 @@ void report(int fd, const Fail& failure) {
   static_cast<void>(ignored);
 }
 
-int open_procs(const char* group) {
+int open_in(const char* group, const char* file) {
   char path[4096];
-  if (std::snprintf(path, sizeof(path), "%s/cgroup.procs", group) >=
-      static_cast<int>(sizeof(path))) {
+  int length = std::snprintf(path, sizeof(path), "%s/%s", group, file);
+  if (length >= static_cast<int>(sizeof(path))) {
     errno = ENAMETOOLONG;
     return -1;
   }
   return ::open(path, O_WRONLY | O_CLOEXEC);
 }
 
+bool enter(int group) { return ::write(group, "0", 1) == 1; }
+
 Fail join_groups(const StartOrder& order, TreeEntrance& tree, InitGroups& init) {
   if (order.tree_v2 != nullptr) {
-    tree.v2_procs = open_procs(order.tree_v2);
+    tree.v2_procs = open_in(order.tree_v2, "cgroup.procs");
     tree.v2_directory = ::open(order.tree_v2, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int procs = open_procs(order.init_v2);
-    if (tree.v2_procs < 0 || tree.v2_directory < 0 || procs < 0)
+    int leave = open_in(order.init_v2, "cgroup.procs");
+    if (tree.v2_procs < 0 || tree.v2_directory < 0 || leave < 0)
       return fail("open a v2 control group");
-    init.procs[init.count++] = procs;
-    if (::write(tree.v2_procs, "0", 1) != 1) return fail("enter a v2 control group");
+    init.processes[init.process_count++] = leave;
+    if (!enter(tree.v2_procs)) return fail("enter a v2 control group");
+  }
+  if (order.tree_freezer != nullptr) {
+    tree.freezer_procs = open_in(order.tree_freezer, "cgroup.procs");
+    int leave = open_in(order.init_freezer, "cgroup.procs");
+    if (tree.freezer_procs < 0 || leave < 0) return fail("open a v1 freezer");
+    init.processes[init.process_count++] = leave;
+    if (!enter(tree.freezer_procs)) return fail("enter a v1 freezer");
   }
   for (int i = 0; i < order.tree_v1_count; ++i) {
-    int tree_procs = open_procs(order.tree_v1[i]);
-    int init_procs = open_procs(order.init_v1[i]);
-    if (tree_procs < 0 || init_procs < 0) return fail("open a v1 control group");
-    tree.procs[tree.procs_count++] = tree_procs;
-    init.procs[init.count++] = init_procs;
-    if (::write(tree_procs, "0", 1) != 1) return fail("enter a v1 control group");
+    int join = open_in(order.tree_v1[i], "cgroup.procs");
+    int leave = open_in(order.init_v1[i], "tasks");
+    if (join < 0 || leave < 0) return fail("open a v1 control group");
+    init.threads[init.thread_count++] = leave;
+    if (!enter(join)) return fail("enter a v1 control group");
+    ::close(join);
   }
   return ok();
 }
@@ -149,9 +160,13 @@ void protect_from_oom(TreeEntrance& tree) {
 }
 
 Fail leave_tree(const InitGroups& init) {
-  for (int i = 0; i < init.count; ++i) {
-    if (::write(init.procs[i], "0", 1) != 1) return fail("enter the init control group");
-    ::close(init.procs[i]);
+  for (int i = 0; i < init.process_count; ++i) {
+    if (!enter(init.processes[i])) return fail("enter the init control group");
+    ::close(init.processes[i]);
+  }
+  for (int i = 0; i < init.thread_count; ++i) {
+    if (!enter(init.threads[i])) return fail("enter the init control group");
+    ::close(init.threads[i]);
   }
   if (::setns(init.node_namespace, CLONE_NEWCGROUP) != 0) return fail("setns(CLONE_NEWCGROUP)");
   ::close(init.node_namespace);
@@ -165,6 +180,13 @@ Fail prepare(const StartOrder& order, int listener, const InitGroups& init, Tree
   if (::sethostname(order.hostname, std::strlen(order.hostname)) != 0) return fail("sethostname");
   CHECK(loopback_up());
   CHECK(quiet_ipv6());
+  // Read from a signalfd by the first thread: the forker must inherit it blocked, or it would take
+  // it.
+  sigset_t child;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  if (::sigprocmask(SIG_SETMASK, &child, nullptr) != 0) return fail("sigprocmask");
+  CHECK(start_forker());
   CHECK(leave_tree(init));
   protect_from_oom(tree);
   if (::chdir("/") != 0) return fail("chdir(/)");

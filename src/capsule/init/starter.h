@@ -18,7 +18,9 @@ struct StartOrder {
   const char* hostname = nullptr;
   const char* tree_v2 = nullptr;  // Groups, as paths.
   const char* init_v2 = nullptr;
-  const char* tree_v1[cgroups_max];
+  const char* tree_freezer = nullptr;  // v1, where it is what freezes.
+  const char* init_freezer = nullptr;
+  const char* tree_v1[cgroups_max];  // All others of v1.
   const char* init_v1[cgroups_max];
   int tree_v1_count = 0;
   int init_v1_count = 0;

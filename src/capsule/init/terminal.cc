@@ -120,10 +120,17 @@ Fail put_input(int slave, const Cooked& records) {
   std::memset(plain.c_cc, 0, sizeof(plain.c_cc));
   if ((plain.c_lflag & ICANON) == 0) plain.c_cc[VMIN] = 1;
   Fail result;
+  std::size_t typed = 0;
   for (std::size_t at = 0; at < records.used && !result.failed();) {
     CookedRecord record;
     std::memcpy(&record, records.bytes + at, sizeof(record));
     at += sizeof(record);
+    // More would be dropped without a word; Relay::feed_terminal takes care that it doesn't happen.
+    typed += record.bytes + (record.end == CookedRecord::eof ? 1 : 0);
+    if (typed >= line_bytes_max) {
+      result = fail("terminal's queue is too short", EOVERFLOW);
+      break;
+    }
     result = put_record(slave, plain, record, records.bytes + at);
     at += record.bytes;
   }
