@@ -142,6 +142,14 @@ Result<void> thaw_v1(const std::string& path) {
   return write_file(path + "/freezer.state", "THAWED");
 }
 
+// A group frozen by itself stays frozen when its parent is thawed, so each one is told.
+Result<void> thaw_all_v1(const std::string& path) {
+  Result<void> thawed = thaw_v1(path);
+  if (!thawed.ok() && !is_gone(thawed.error())) return thawed;
+  for (const std::string& child : children_of(path)) TRY(thaw_all_v1(child));
+  return {};
+}
+
 Result<void> make_directories(const std::string& mount, const std::string& name, mode_t mode) {
   std::string path = mount;
   for (std::string_view part : split(name, '/')) {
@@ -404,8 +412,7 @@ Result<void> CgroupGroup::kill_members(bool everywhere) const {
     // v1: what is frozen dies when thawed; it has SIGKILL pending, so nothing of it runs.
     for (const Place& place : places_) {
       if (place.hierarchy.v2 || !place.hierarchy.has("freezer")) continue;
-      TRY(thaw_v1(place.path));
-      for (const std::string& child : children_of(place.path)) TRY(thaw_v1(child));
+      TRY(thaw_all_v1(place.path));
     }
     return false;
   });
