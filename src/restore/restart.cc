@@ -57,14 +57,31 @@ std::int64_t Restarter::left_ns(const image::Restart& restart) const {
   return std::max<std::int64_t>(0, restart.remaining_ns() - frozen_ns_);
 }
 
-Result<void> Restarter::apply(const image::Thread& thread, pid_t node_tid, sys::Regs& regs) {
-  const image::Restart& r = thread.restart();
-  if (!thread.has_restart() || r.timeout() == image::Restart::NONE) return {};
-  if (r.args_size() != 6 || r.timeout_arg() > 5) {
-    return make_error(Errc::invalid, "thread {}: restart of call {} with {} arguments, timeout in {}",
-                      thread.tid(), r.nr(), r.args_size(), r.timeout_arg());
+Result<void> Restarter::apply(std::span<const Item> items) {
+  std::vector<Item> blocks;
+  for (const Item& item : items) {
+    const image::Restart& r = item.thread->restart();
+    if (r.timeout() == image::Restart::NONE) continue;
+    if (r.args_size() != 6 || r.timeout_arg() > 5) {
+      return make_error(Errc::invalid, "thread {}: restart of call {} with {} arguments, timeout in {}",
+                        item.thread->tid(), r.nr(), r.args_size(), r.timeout_arg());
+    }
+    if (has_restart_block(r)) {
+      blocks.push_back(item);
+    } else {
+      TRY(change_argument(item));
+    }
   }
-  if (has_restart_block(r)) return remake_block(thread, node_tid, regs);
+  for (unsigned lane = 1; const Item& item : blocks) TRY(enter_call(item, lane++));
+  for (const Item& item : blocks) TRY(interrupt_call(item));
+  for (const Item& item : blocks) TRY(take_result(item));
+  return {};
+}
+
+Result<void> Restarter::change_argument(const Item& item) {
+  const image::Thread& thread = *item.thread;
+  const image::Restart& r = thread.restart();
+  sys::Regs& regs = *item.regs;
   std::int64_t left = left_ns(r);
   std::uint64_t& timeout = argument(regs, r.timeout_arg());
   timespec time = to_timespec(left);
@@ -91,46 +108,55 @@ Result<void> Restarter::apply(const image::Thread& thread, pid_t node_tid, sys::
   return {};
 }
 
-Result<void> Restarter::remake_block(const image::Thread& thread, pid_t node_tid, sys::Regs& regs) {
-  const image::Restart& r = thread.restart();
+Result<void> Restarter::enter_call(const Item& item, unsigned lane) {
+  const image::Restart& r = item.thread->restart();
   std::int64_t left = left_ns(r);
-  Batch b = skeleton_.batch(1);
+  Batch b = skeleton_.batch(lane);
   std::uint64_t args[6];
   for (int i = 0; i < 6; ++i) args[i] = r.args(i);
   args[r.timeout_arg()] = r.timeout() == image::Restart::MILLISECONDS
                               ? static_cast<std::uint64_t>(to_milliseconds(left))
                               : b.put_value(to_timespec(left));
   b.call(r.nr(), "interrupted call", {args[0], args[1], args[2], args[3], args[4], args[5]});
-
-  sys::Regs start = TRY(sys::ptrace_get_regs(node_tid));
+  sys::Regs start = TRY(sys::ptrace_get_regs(item.node_tid));
   start.rip = b.code();
   start.rbx = b.first_call_remote();
   start.r12 = start.rbx + sizeof(RemoteCall);
   start.orig_rax = ~0ull;
-  TRY(sys::ptrace_set_regs(node_tid, start));
-  TRY(sys::ptrace_syscall(node_tid, 0));
-  sys::Stop entry = TRY(sys::wait_stop(node_tid, stop_limit_us));
-  if (entry.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid());
+  TRY(sys::ptrace_set_regs(item.node_tid, start));
+  return sys::ptrace_syscall(item.node_tid, 0);
+}
+
+Result<void> Restarter::interrupt_call(const Item& item) {
+  sys::Stop entry = TRY(sys::wait_stop(item.node_tid, stop_limit_us));
+  if (entry.exited()) return make_error(Errc::tracee_gone, "thread {} ended", item.thread->tid());
   if (!entry.at_syscall()) {
-    return make_error(Errc::internal, "thread {}: status {:#x} before its interrupted call", thread.tid(), entry.status);
+    return make_error(Errc::internal, "thread {}: status {:#x} before its interrupted call", item.thread->tid(),
+                      entry.status);
   }
   // Pending before the call begins: it sets itself up, finds the interrupt, and comes back.
-  TRY(sys::ptrace_interrupt(node_tid));
-  TRY(sys::ptrace_cont(node_tid, 0));
-  sys::Stop after = TRY(sys::wait_stop(node_tid, stop_limit_us));
+  TRY(sys::ptrace_interrupt(item.node_tid));
+  return sys::ptrace_cont(item.node_tid, 0);
+}
+
+Result<void> Restarter::take_result(const Item& item) {
+  const image::Thread& thread = *item.thread;
+  sys::Stop after = TRY(sys::wait_stop(item.node_tid, stop_limit_us));
   if (after.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid());
-  sys::Regs now = TRY(sys::ptrace_get_regs(node_tid));
+  sys::Regs now = TRY(sys::ptrace_get_regs(item.node_tid));
   auto result = static_cast<std::int64_t>(now.rax);
   if (after.event() != PTRACE_EVENT_STOP) {
-    return make_error(Errc::internal, "thread {}: status {:#x} after its interrupted call", thread.tid(), after.status);
+    return make_error(Errc::internal, "thread {}: status {:#x} after its interrupted call", thread.tid(),
+                      after.status);
   }
-  regs.rax = now.rax;
+  item.regs->rax = now.rax;
   if (result == sys::err_restart_restartblock) {
-    regs.orig_rax = static_cast<std::uint64_t>(r.nr());
-  } else if (result > -512) {
-    regs.orig_rax = ~0ull;  // It was over, by its time or because what it waited for is there.
+    item.regs->orig_rax = static_cast<std::uint64_t>(thread.restart().nr());
+  } else if (result > sys::err_restartsys) {
+    item.regs->orig_rax = ~0ull;  // It was over, by its time or because what it waited for is there.
   } else {
-    return make_error(Errc::unsupported, "thread {}: call {} can't be resumed (result {})", thread.tid(), r.nr(), result);
+    return make_error(Errc::unsupported, "thread {}: call {} can't be resumed (result {})", thread.tid(),
+                      thread.restart().nr(), result);
   }
   return {};
 }

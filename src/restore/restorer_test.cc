@@ -50,6 +50,11 @@ class RestorerTest : public testing::Test {
     }                                                                           \
   } while (false)
 
+void print_times(const char* what, const Moved& m) {
+  printf("%s: prepare %ld us, finish %ld us, seal %ld us, start %ld us\n", what, static_cast<long>(m.prepare_us),
+         static_cast<long>(m.finish_us), static_cast<long>(m.seal_us), static_cast<long>(m.start_us));
+}
+
 // Tells the test that the program is ready, then waits in read(2) until it has been moved.
 void be_moved() {
   char byte = 'r';
@@ -104,6 +109,7 @@ TEST_F(RestorerTest, AReadGoesOnInTheOtherShell) {
     CHECK_HERE(getpid() == program_pid);
     return 0;
   });
+  print_times("1 thread", m);
 }
 
 TEST_F(RestorerTest, ThreadsKeepMemoryLocksTlsIdsAndVectorRegisters) {
@@ -619,6 +625,7 @@ TEST_F(RestorerTest, SixtyFourThreadsStartTogether) {
   ASSERT_TRUE(moved.ok()) << moved.error().what();
   ASSERT_TRUE(moved->target->write_byte('g').ok());
   finishes_well(*moved);
+  print_times("64 threads", *moved);
 }
 
 TEST_F(RestorerTest, WhatItCannotDoIsRefusedByName) {

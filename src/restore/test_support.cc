@@ -617,14 +617,22 @@ Result<Moved> move_program(const std::function<int()>& program, const ChangeImag
   if (change) change(m.image);
   m.restorer = std::make_unique<Restorer>(TRY(Restorer::create(*m.target)));
   TRY(m.restorer->align_clocks(m.image.clocks().monotonic_ns(), m.image.clocks().boottime_ns()));
+  std::int64_t at = monotonic_us();
+  auto lap = [&](std::int64_t& us) { us = std::exchange(at, monotonic_us()), us = at - us; };
   TRY(m.restorer->prepare(m.image));
+  lap(m.prepare_us);
   TRY(m.restorer->prepare_final(m.image));
   TRY(stopped.copy_content(m.image, *m.restorer));
+  at = monotonic_us();
   TRY(m.restorer->finish(m.image, monotonic_ns() - stopped_at));
+  lap(m.finish_us);
   m.node_pid = m.restorer->processes()[0].second;
   TRY(m.restorer->seal());
+  lap(m.seal_us);
   m.source->kill_init();
+  at = monotonic_us();
   TRY(m.restorer->start());
+  lap(m.start_us);
   return m;
 }
 

@@ -97,6 +97,7 @@ struct Moved {
   std::unique_ptr<Restorer> restorer;  // Finished, sealed and started.
   image::Capsule image;
   pid_t node_pid = 0;
+  std::int64_t prepare_us = 0, finish_us = 0, seal_us = 0, start_us = 0;
 };
 using ChangeImage = std::function<void(image::Capsule&)>;
 Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change = {});
