@@ -303,7 +303,9 @@ Result<void> ignore_sigtrap(Skeleton& skeleton, const image::Process& process) {
 
 Result<void> write_proc_files(pid_t node_pid, const image::Process& process, Notes& notes) {
   std::string proc = fmt::format("/proc/{}/", node_pid);
-  if (process.oom_score_adj() != 0) {
+  // Inherited from init, which may be better protected than a program should be.
+  std::string oom = TRY(read_file(proc + "oom_score_adj"));
+  if (std::atoi(oom.c_str()) != process.oom_score_adj()) {
     note_write(proc + "oom_score_adj", std::to_string(process.oom_score_adj()), "oom_score_adj", notes);
   }
   constexpr std::uint64_t coredump_default = 0x33;

@@ -573,6 +573,97 @@ TEST_F(RestorerTest, AnUnchangedListOfManyMappingsCostsNothingAtTheFreeze) {
          static_cast<long>(again - made));
 }
 
+// Threads, mappings, heap and protections change between the first image and the last.
+int program_that_changes() {
+  static std::atomic<int> stage{0}, alive{0};
+  auto until = [](int n) {
+    return std::thread([n] {
+      ++alive;
+      while (stage < n) usleep(100);
+    });
+  };
+  auto page = [](int prot) {
+    return static_cast<char*>(mmap(nullptr, 65536, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  };
+  std::thread first = until(1), second = until(2);
+  while (alive < 2) usleep(100);
+  char* gone = page(PROT_READ | PROT_WRITE);
+  char* kept = page(PROT_READ | PROT_WRITE);
+  char* reprotected = page(PROT_READ | PROT_WRITE);
+  std::strcpy(gone, "gone"), std::strcpy(kept, "kept"), std::strcpy(reprotected, "read-only");
+  be_moved();  // Only looked at: it goes on here.
+  stage = 1;
+  first.join();
+  std::thread third = until(2);
+  while (alive < 3) usleep(100);
+  munmap(gone, 65536);
+  mprotect(reprotected + 4096, 4096, PROT_NONE);
+  CHECK_HERE(mmap(gone, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == gone);
+  std::vector<char> heap(100'000, 'h');
+  auto* grown = static_cast<char*>(sbrk(1 << 20));
+  std::strcpy(grown, "heap");
+  be_moved();
+  CHECK_HERE(gone[0] == 0 && std::strcmp(kept, "kept") == 0 && std::strcmp(reprotected, "read-only") == 0);
+  CHECK_HERE(std::strcmp(grown, "heap") == 0 && heap[99'999] == 'h' && sbrk(0) == grown + (1 << 20));
+  CHECK_HERE(mprotect(reprotected + 4096, 4096, PROT_READ) == 0 && reprotected[4096] == 0);
+  stage = 2;
+  second.join(), third.join();
+  return 0;
+}
+
+TEST_F(RestorerTest, OnlyWhatChangedSinceTheFirstImageIsDoneAgain) {
+  auto source = TestShell::create(program_that_changes), target = TestShell::create();
+  ASSERT_TRUE(source.ok() && target.ok());
+  auto pid = (*source)->spawn(program_pid);
+  ASSERT_TRUE(pid.ok() && (*source)->read_byte().ok() && wait_until_asleep(*pid).ok());
+  auto restorer = Restorer::create(**target);
+  ASSERT_TRUE(restorer.ok() && restorer->align_clocks(monotonic_ns(), boottime_ns()).ok());
+  for (int round = 0; round < 2; ++round) {
+    auto looked_at = StoppedProgram::stop(*pid, program_pid);
+    ASSERT_TRUE(looked_at.ok());
+    auto so_far = looked_at->describe();
+    ASSERT_TRUE(so_far.ok() && looked_at->resume().ok());
+    auto prepared = restorer->prepare(*so_far);
+    ASSERT_TRUE(prepared.ok()) << prepared.error().what();
+    // Stale pages from before the changes must not show up afterwards.
+    if (round == 0) {
+      for (const image::Vma& v : so_far->processes(0).mm().vmas()) {
+        auto space = restorer->space(program_pid);
+        ASSERT_TRUE(space.ok());
+        if (v.kind() == image::Vma::ANON && v.end() - v.start() == 3 * 65536) {
+          EXPECT_EQ(pwrite(space->mem_fd, "stale", 5, static_cast<off_t>(v.start())), 5);
+          MemoryRange range{v.start(), v.start() + 4096};
+          EXPECT_TRUE(restorer->drop_pages(program_pid, {&range, 1}).ok());
+        }
+      }
+      auto uffd = restorer->make_userfaultfd(program_pid, O_CLOEXEC | O_NONBLOCK);
+      ASSERT_TRUE(uffd.ok()) << uffd.error().what();
+    }
+  }
+  ASSERT_TRUE((*source)->write_byte('g').ok() && (*source)->read_byte().ok() && wait_until_asleep(*pid).ok());
+  auto stopped = StoppedProgram::stop(*pid, program_pid);
+  ASSERT_TRUE(stopped.ok());
+  auto final = stopped->describe();
+  ASSERT_TRUE(final.ok()) << final.error().what();
+  for (image::Thread& t : *final->mutable_processes(0)->mutable_threads()) {
+    if (!t.has_restart()) continue;
+    t.mutable_restart()->set_timeout(image::Restart::TIMESPEC);
+    t.mutable_restart()->set_timeout_arg(t.restart().nr() == SYS_nanosleep ? 0 : 2);
+  }
+  auto done = [&]() -> Result<void> {
+    TRY(restorer->prepare_final(*final));
+    TRY(stopped->copy_content(*final, *restorer));
+    TRY(restorer->finish(*final, 0));
+    TRY(restorer->seal());
+    return restorer->start();
+  }();
+  ASSERT_TRUE(done.ok()) << done.error().what();
+  ASSERT_TRUE((*target)->write_byte('g').ok());
+  auto status = (*target)->wait_child(program_pid);
+  ASSERT_TRUE(status.ok()) << status.error().what();
+  EXPECT_EQ(*status, 0);
+}
+
 TEST_F(RestorerTest, ASkeletonDiesWithItsRestorer) {
   pid_t skeleton = 0;
   auto target = TestShell::create();

@@ -140,6 +140,9 @@ Result<void> make_pipe(UniqueFd (&ends)[2]) {
 }  // namespace
 
 std::string why_no_shells() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return "the programs are forks of this test: the sanitizer's shadow (terabytes) would travel along";
+#endif
   if (geteuid() != 0) return "needs root: PID namespaces, ptrace, set_tid";
   auto shell = TestShell::create();
   return shell ? std::string() : shell.error().what();
@@ -282,6 +285,12 @@ StoppedProgram::~StoppedProgram() {
     int status = 0;
     while (waitpid(*tid, &status, __WALL) == *tid && WIFSTOPPED(status)) ptrace(PTRACE_CONT, *tid, nullptr, nullptr);
   }
+}
+
+Result<void> StoppedProgram::resume() {
+  for (pid_t tid : tids_) TRY(sys::ptrace_detach(tid, 0));
+  tids_.clear();
+  return {};
 }
 
 Result<image::Capsule> StoppedProgram::describe() {
@@ -585,9 +594,6 @@ Result<void> StoppedProgram::copy_content(const image::Capsule& image, Restorer&
   return {};
 }
 
-namespace {
-
-// Ready is not enough: the program must wait in the call that the test is about.
 Result<void> wait_until_asleep(pid_t pid) {
   constexpr int looks = 100'000;
   for (int i = 0; i < looks; ++i) {
@@ -597,8 +603,6 @@ Result<void> wait_until_asleep(pid_t pid) {
   }
   return make_error(Errc::timeout, "process {} doesn't wait in a system call", pid);
 }
-
-}  // namespace
 
 Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change) {
   Moved m;

@@ -69,6 +69,7 @@ class StoppedProgram {
   StoppedProgram& operator=(StoppedProgram&&) = delete;
   ~StoppedProgram();  // Ends it.
   Result<image::Capsule> describe();
+  Result<void> resume();  // It runs on; the destructor no longer ends it.
   // All that the image says to be content, from here to there. Private anonymous memory, private
   // files.
   Result<void> copy_content(const image::Capsule& image, Restorer& to);
@@ -101,6 +102,9 @@ struct Moved {
 };
 using ChangeImage = std::function<void(image::Capsule&)>;
 Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change = {});
+
+// Ready is not enough: the program must wait in the call that the test is about.
+Result<void> wait_until_asleep(pid_t node_pid);
 
 inline constexpr pid_t program_pid = 50;
 
