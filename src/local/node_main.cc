@@ -147,9 +147,10 @@ class Init {
       if (pid < 0) return;
       if (pid != daemon_) continue;
       daemon_ = 0;
-      ::unlink("/run/godwit/godwitd.pid");
       note(WIFSIGNALED(status) ? fmt::format("godwitd was killed by signal {}", WTERMSIG(status))
                                : fmt::format("godwitd exited with status {}", WEXITSTATUS(status)));
+      // Last: whoever sees the file gone may read the log for the reason.
+      ::unlink("/run/godwit/godwitd.pid");
     }
   }
 
