@@ -155,18 +155,37 @@ Result<LiveDescription> describe_live(const TreeRef& tree) {
   return live;
 }
 
+namespace {
+
+// A program that is killed while it is looked at fails in as many ways as there are ways to look.
+Result<void> gone_if_dead(pid_t pid, Result<void> result) {
+  if (result.ok() || result.error().code() == Errc::tracee_gone) return result;
+  Result<sys::ProcStatus> status = sys::read_status(pid);
+  const bool dead = !status.ok() || status->state == 'Z' || status->state == 'X';
+  if (!dead && result.error().sys_errno() != ESRCH) return result;
+  return Error(Errc::tracee_gone, fmt::format("it ended: {}", result.error().what()), result.error().sys_errno());
+}
+
+Result<void> describe_frozen(FrozenTree& tree, FrozenProcess& process, FileTable& files, const image::Process* earlier,
+                             image::Process& out) {
+  TRY(describe_process_outside(process.pid, files, earlier, out));
+  for (const FrozenThread& thread : process.threads)
+    describe_thread_outside(TRY(thread.status.valid() ? sys::read_status(thread.status)
+                                                      : sys::read_status(process.pid, thread.tid)),
+                            *out.add_threads());
+  return describe_inside(tree, process, out);
+}
+
+}  // namespace
+
 Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule* earlier) {
   if (processes_.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree_.freezer_path);
   FileTable files(tree_, capsule);
   for (FrozenProcess& process : processes_) {
-    image::Process& out = *capsule.add_processes();
-    TRY(describe_process_outside(process.pid, files, find_process(earlier, process.pid_inside), out)
-            .with(fmt::format("process {}", process.pid_inside)));
-    for (const FrozenThread& thread : process.threads)
-      describe_thread_outside(TRY(thread.status.valid() ? sys::read_status(thread.status)
-                                                        : sys::read_status(process.pid, thread.tid)),
-                              *out.add_threads());
-    TRY(describe_inside(*this, process, out).with(fmt::format("process {}", process.pid_inside)));
+    if (process.threads.empty()) return make_error(Errc::tracee_gone, "process {} has ended", process.pid_inside);
+    Result<void> described = describe_frozen(*this, process, files, find_process(earlier, process.pid_inside),
+                                             *capsule.add_processes());
+    TRY(gone_if_dead(process.pid, std::move(described)).with(fmt::format("process {}", process.pid_inside)));
   }
   TRY(describe_common(processes_.front().pid, capsule));
   private_file_places_ = std::move(files).places();

@@ -282,9 +282,14 @@ Result<void> from_system_calls(const FrozenThread& thread, image::Thread& out) {
 Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Process& out) {
   sys::RemoteProcess* remote = TRY(tree.remote(process));
   FrozenThread& first = process.threads.front();
+  if (first.tid != process.pid)
+    return make_error(Errc::refused, "the main thread of process {} has ended, which can't move yet", process.pid_inside);
   INVARIANT(out.threads_size() == static_cast<int>(process.threads.size()));
   for (int i = 0; i < out.threads_size(); ++i) {
     const FrozenThread& thread = process.threads[static_cast<std::size_t>(i)];
+    if (thread.stopped_by_signal)
+      return make_error(Errc::refused, "process {} is stopped by a signal, and can't move until it is continued",
+                        process.pid_inside);
     TRY(from_ptrace(thread, *out.mutable_threads(i)).with(fmt::format("thread {}", thread.tid_inside)));
     TRY(from_system_calls(thread, *out.mutable_threads(i)).with(fmt::format("thread {}", thread.tid_inside)));
   }

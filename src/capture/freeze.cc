@@ -26,6 +26,7 @@
 
 #include <elf.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -45,6 +46,7 @@ namespace godwit::capture {
 namespace {
 
 constexpr std::int64_t stop_limit_us = 10'000'000;
+constexpr std::int64_t end_limit_us = 1'000'000;  // From SIGKILL to the end of a thread.
 constexpr int list_rounds_max = 1'000;  // Each finds at least one new thread.
 constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go within that.
 
@@ -245,14 +247,15 @@ Result<void> FrozenTree::collect(Known& k) {
     sys::ProcStatus s = TRY(sys::read_status(k.tid));
     k.pid = s.tgid, k.tid_inside = s.ns_pid.back(), k.pid_inside = s.ns_tgid.back();
   }
+  FrozenThread thread;
   // A signal on its way is delivered before the stop that we asked for.
   while (true) {
     sys::Stop stop = TRY(sys::wait_stop(k.tid, stop_limit_us));
     if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", k.tid);
+    thread.stopped_by_signal = stop.signal() != SIGTRAP;
     if (stop.is_interrupt()) break;
     TRY(sys::ptrace_cont(k.tid, stop.at_signal() ? stop.signal() : 0));
   }
-  FrozenThread thread;
   thread.tid = k.tid;
   thread.tid_inside = k.tid_inside;
   thread.status = std::move(k.status);
@@ -309,6 +312,22 @@ Result<void> FrozenTree::unmap_arenas() {
   return {};
 }
 
+namespace {
+
+// A thread that was killed under us must be waited for by us, its tracer: until then its process can't be reaped.
+Result<void> let_go(pid_t tid) {
+  Result<void> detached = sys::ptrace_detach(tid, 0);
+  if (detached.ok() || !is_gone(detached.error())) return detached;
+  while (true) {
+    sys::Stop stop = TRY(sys::wait_stop(tid, end_limit_us));
+    if (stop.exited()) return {};
+    detached = sys::ptrace_detach(tid, 0);
+    if (detached.ok() || !is_gone(detached.error())) return detached;
+  }
+}
+
+}  // namespace
+
 Result<void> FrozenTree::seal() {
   TRY(unmap_arenas());
   return hold();
@@ -327,8 +346,11 @@ Result<void> FrozenTree::thaw() {
       note(unhold());
       note(unmap_arenas());
     }
-    for (FrozenProcess& process : processes_)
-      for (FrozenThread& thread : process.threads) note(sys::ptrace_detach(thread.tid, 0));
+    for (FrozenProcess& process : processes_) {
+      // The leader last: it isn't seen to end before all others have been.
+      std::reverse(process.threads.begin(), process.threads.end());
+      for (FrozenThread& thread : process.threads) note(let_go(thread.tid));
+    }
     seized_ = false;
   }
   note(unhold());

@@ -40,6 +40,7 @@ struct FrozenThread : sys::StoppedThread {
   // CLOCK_MONOTONIC (of this process) since when it has been in its system call: never earlier than
   // the truth, so that a timeout computed from it never ends early.
   std::optional<std::int64_t> asleep_since_ns;
+  bool stopped_by_signal = false;  // SIGSTOP or the like holds it; it stays so when it is thawed.
   UniqueFd status;  // /proc/PID/task/TID/status, opened while the program still ran; may be empty.
   std::int64_t stopped_at_ns = 0;  // CLOCK_MONOTONIC when it was seen to stand: it has stood since before.
   // The call that restart_syscall(2) stands for, where the thread is in that; else -1.

@@ -128,6 +128,82 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   std::printf("tracer killed %d times in %ld ms\n", kills, static_cast<long>((monotonic_us() - start) / 1000));
 }
 
+TEST(Freeze, StoppedProgramStaysStopped) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start(3, true);
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  ASSERT_EQ(::kill(tree->pid(), SIGSTOP), 0);
+  int status = 0;
+  ASSERT_EQ(::waitpid(tree->pid(), &status, WUNTRACED), tree->pid());
+  Result<std::vector<std::string>> reasons = preflight(tree->ref());
+  ASSERT_TRUE(reasons.ok());
+  ASSERT_FALSE(reasons->empty());
+  EXPECT_NE((*reasons)[0].find("stopped by a signal"), std::string::npos);
+  for (int i = 0; i < 20; ++i) {
+    Result<void> done = freeze_and_inject(tree->ref(), 3, true);
+    ASSERT_TRUE(done.ok()) << done.error().what();
+    Result<sys::ProcStatus> seen = sys::read_status(tree->pid());
+    const std::int64_t start = monotonic_us();
+    // Detached threads take a moment to go back to their stop.
+    while (seen.ok() && seen->state != 'T' && monotonic_us() - start < 10'000'000) seen = sys::read_status(tree->pid());
+    ASSERT_TRUE(seen.ok());
+    ASSERT_EQ(seen->state, 'T');
+  }
+  Result<FrozenTree> frozen = freeze(tree->ref());
+  ASSERT_TRUE(frozen.ok()) << frozen.error().what();
+  image::Capsule capsule;
+  Result<void> described = frozen->describe(capsule);
+  ASSERT_FALSE(described.ok());
+  EXPECT_EQ(described.error().code(), Errc::refused);
+  ASSERT_TRUE(frozen->thaw().ok());
+  ASSERT_EQ(::kill(tree->pid(), SIGCONT), 0);
+  Result<void> alive = tree->await_beats();
+  EXPECT_TRUE(alive.ok()) << alive.error().what();
+}
+
+TEST(Freeze, ProgramKilledWhileFrozenIsGone) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start(3, true);
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  Result<FrozenTree> frozen = freeze(tree->ref());
+  ASSERT_TRUE(frozen.ok()) << frozen.error().what();
+  ASSERT_EQ(::kill(tree->pid(), SIGKILL), 0);
+  image::Capsule capsule;
+  Result<void> described = frozen->describe(capsule);
+  ASSERT_FALSE(described.ok());
+  EXPECT_EQ(described.error().code(), Errc::tracee_gone) << described.error().what();
+  EXPECT_TRUE(frozen->thaw().ok());
+}
+
+TEST(Freeze, SealedTreeDoesNotRunWhenTheTracerDies) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start();
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  pid_t child = ::fork();
+  if (child == 0) {
+    Result<FrozenTree> frozen = freeze(tree->ref());
+    const bool sealed = frozen.ok() && frozen->seal().ok();
+    if (sealed) ::raise(SIGKILL);
+    ::_exit(1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  // Whatever was still on its way has come to rest when the kernel says that the group is frozen.
+  const std::string events = tree->ref().freezer_path + "/cgroup.events";
+  const std::int64_t start = monotonic_us();
+  while (std::move(read_file(events)).value().find("frozen 1") == std::string::npos)
+    ASSERT_LT(monotonic_us() - start, 10'000'000);
+  const std::uint64_t before = tree->beats();
+  timespec while_it_could_run{0, 50'000'000};
+  ::nanosleep(&while_it_could_run, nullptr);
+  EXPECT_EQ(tree->beats(), before);
+  Result<void> recovered = recover(tree->ref());
+  ASSERT_TRUE(recovered.ok()) << recovered.error().what();
+  Result<void> alive = tree->await_beats();
+  EXPECT_TRUE(alive.ok()) << alive.error().what();
+}
+
 // Between system calls too, and while the tracee is in the middle of a batch.
 TEST(Freeze, DeathOfTheTracerAtAnyTimeIsHarmless) {
   SKIP_WITHOUT_TREES();

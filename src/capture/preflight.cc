@@ -124,6 +124,7 @@ Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& re
     refuse("has ended, and others go on without it, which can't move yet");
     return {};
   }
+  if (s.state == 'T') refuse("is stopped by a signal, and can't move until it is continued");
   if (s.tracer != 0) refuse(fmt::format("is traced by process {}", s.tracer));
   if (s.shadow_stack) refuse("has a shadow stack");
   if (TRY(sys::read_stat(pid, tid)).flags & pf_io_worker) refuse("is a kernel worker of an io_uring");

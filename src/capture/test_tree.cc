@@ -121,6 +121,12 @@ Result<TestTree> TestTree::start(int sleepers, bool only_sleepers) {
   return tree;
 }
 
+std::uint64_t TestTree::beats() const {
+  std::uint64_t sum = 0;
+  for (const auto& beat : shared_->beats) sum += beat;
+  return sum;
+}
+
 std::string TestTree::complaint() const {
   if (shared_ != nullptr && shared_->error[0] != '\0') return shared_->error;
   // WNOWAIT: the destructor reaps.

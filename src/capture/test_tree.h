@@ -25,6 +25,7 @@ class TestTree {
   pid_t pid() const { return pid_; }
   // Waits until every thread has gone round once more. Fails with what the program found wrong.
   Result<void> await_beats();
+  std::uint64_t beats() const;  // Of all threads together.
   // Why the program can't be trusted any more; empty if all is well.
   std::string complaint() const;
 
