@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <set>
 #include <vector>
 
 #include "base/io.h"
@@ -81,22 +80,26 @@ Result<UniqueFd> open_in_root(int root_fd, const std::string& path, int flags) {
 Result<void> PrivateFiles::sync(const image::Capsule& capsule) {
   // Parents before children, links after what they link to.
   std::vector<const image::PrivateFile*> order;
-  std::set<std::uint32_t> ids;
-  for (const image::PrivateFile& f : capsule.private_files()) {
-    order.push_back(&f);
-    ids.insert(f.id());
-  }
+  for (const image::PrivateFile& f : capsule.private_files()) order.push_back(&f);
   std::stable_sort(order.begin(), order.end(), [](auto* a, auto* b) {
     bool link_a = a->nlink_of() != 0, link_b = b->nlink_of() != 0;
     return link_a != link_b ? link_b : a->path() < b->path();
   });
-  for (auto e = entries_.rbegin(); e != entries_.rend(); ++e) {
-    if (!ids.contains(e->first)) TRY(remove(e->second));
+  std::map<std::uint32_t, const image::PrivateFile*> wanted;
+  for (const image::PrivateFile* f : order) wanted[f->id()] = f;
+  // Children before their directories.
+  std::vector<Entry*> known;
+  for (auto& [id, entry] : entries_) known.push_back(&entry);
+  std::sort(known.begin(), known.end(), [](auto* a, auto* b) { return a->at > b->at; });
+  for (Entry* e : known) {
+    auto want = wanted.find(e->file.id());
+    if (want == wanted.end()) TRY(remove(*e));
+    else TRY(leave_place(*e, *want->second).with(fmt::format("private file {}", e->file.id())));
   }
-  std::erase_if(entries_, [&](const auto& e) { return !ids.contains(e.first); });
+  std::erase_if(entries_, [&](const auto& e) { return !wanted.contains(e.first); });
   for (const image::PrivateFile* f : order) {
-    auto known = entries_.find(f->id());
-    auto done = known == entries_.end() ? make(*f) : update(known->second, *f);
+    auto entry = entries_.find(f->id());
+    auto done = entry == entries_.end() ? make(*f) : take_place(entry->second, *f);
     TRY(std::move(done).with(fmt::format("private file {} ({})", f->id(), f->path())));
   }
   return {};
@@ -105,6 +108,7 @@ Result<void> PrivateFiles::sync(const image::Capsule& capsule) {
 Result<void> PrivateFiles::make(const image::PrivateFile& file) {
   Entry entry;
   entry.file = file;
+  if (file.kind() == image::PrivateFile::PATH) entry.at = file.path();
   switch (file.kind()) {
     case image::PrivateFile::PATH: entry.fd = TRY(make_at_path(file)); break;
     case image::PrivateFile::UNLINKED: entry.fd = TRY(make_unlinked(file)); break;
@@ -170,44 +174,50 @@ Result<UniqueFd> PrivateFiles::make_unlinked(const image::PrivateFile& file) {
   return os_error(fmt::format("creating {}", spare));
 }
 
-Result<void> PrivateFiles::update(Entry& entry, const image::PrivateFile& file) {
+Result<void> PrivateFiles::leave_place(Entry& entry, const image::PrivateFile& file) {
   const image::PrivateFile& had = entry.file;
-  bool same_kind = had.kind() == file.kind() && (had.mode() & S_IFMT) == (file.mode() & S_IFMT);
-  if (same_kind && (had.path() == file.path() || file.kind() == image::PrivateFile::UNLINKED) &&
-      had.nlink_of() == file.nlink_of() && had.symlink_target() == file.symlink_target() &&
-      (file.kind() != image::PrivateFile::SHMEM || had.size() == file.size())) {
-    entry.file = file;
-    return {};
-  }
   bool was_path = had.kind() == image::PrivateFile::PATH;
+  bool same_kind = had.kind() == file.kind() && (had.mode() & S_IFMT) == (file.mode() & S_IFMT);
+  if (same_kind && !was_path && (file.kind() != image::PrivateFile::SHMEM || had.size() == file.size())) return {};
+  if (same_kind && was_path && had.nlink_of() == file.nlink_of() &&
+      had.symlink_target() == file.symlink_target()) {
+    if (entry.at == file.path()) return {};
+    const char* top = entry.at.starts_with("/dev/shm/") ? "/dev/shm" : "/tmp";
+    return move(entry, fmt::format("{}/.godwit-moving-{}", top, file.id()));
+  }
   if (was_path && S_ISREG(had.mode()) && file.kind() == image::PrivateFile::UNLINKED) {
     TRY(remove(entry));
-    entry.file = file;
-    return {};
-  }
-  if (was_path && same_kind && had.path() != file.path() && had.nlink_of() == file.nlink_of()) {
-    Place from = TRY(place_of(root_fd_, had.path()));
-    Place to = TRY(place_of(root_fd_, file.path()));
-    if (renameat(from.parent.get(), from.leaf.c_str(), to.parent.get(), to.leaf.c_str()) != 0) {
-      return os_error(fmt::format("renameat({}, {})", had.path(), file.path()));
-    }
-    entry.file = file;
+    entry.at.clear();
     return {};
   }
   // Content that was sent for the object so far would be lost with it.
-  return make_error(Errc::refused, "private file {} changed from {} (kind {}) to {} (kind {})",
-                    file.id(), had.path(), static_cast<int>(had.kind()), file.path(),
-                    static_cast<int>(file.kind()));
+  return make_error(Errc::refused, "changed from {} (kind {}) to {} (kind {})", had.path(),
+                    static_cast<int>(had.kind()), file.path(), static_cast<int>(file.kind()));
+}
+
+Result<void> PrivateFiles::take_place(Entry& entry, const image::PrivateFile& file) {
+  if (file.kind() == image::PrivateFile::PATH && entry.at != file.path()) TRY(move(entry, file.path()));
+  entry.file = file;
+  return {};
+}
+
+Result<void> PrivateFiles::move(Entry& entry, const std::string& to_path) {
+  Place from = TRY(place_of(root_fd_, entry.at));
+  Place to = TRY(place_of(root_fd_, to_path));
+  constexpr unsigned no_replace = 1;  // RENAME_NOREPLACE
+  if (syscall(SYS_renameat2, from.parent.get(), from.leaf.c_str(), to.parent.get(), to.leaf.c_str(), no_replace) != 0) {
+    return os_error(fmt::format("renameat2({}, {})", entry.at, to_path));
+  }
+  entry.at = to_path;
+  return {};
 }
 
 Result<void> PrivateFiles::remove(const Entry& entry) {
-  if (entry.file.kind() != image::PrivateFile::PATH) return {};
-  auto place = place_of(root_fd_, entry.file.path());
-  if (!place && place.error().sys_errno() == ENOENT) return {};  // Its directory went first.
-  Place at = TRY(std::move(place));
+  if (entry.at.empty()) return {};
+  Place place = TRY(place_of(root_fd_, entry.at));
   int flags = S_ISDIR(entry.file.mode()) ? AT_REMOVEDIR : 0;
-  if (unlinkat(at.parent.get(), at.leaf.c_str(), flags) != 0 && errno != ENOENT) {
-    return os_error(fmt::format("unlinkat({})", entry.file.path()));
+  if (unlinkat(place.parent.get(), place.leaf.c_str(), flags) != 0) {
+    return os_error(fmt::format("unlinkat({})", entry.at));
   }
   return {};
 }

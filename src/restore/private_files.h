@@ -33,10 +33,15 @@ class PrivateFiles {
  private:
   struct Entry {
     image::PrivateFile file;
-    UniqueFd fd;  // Regular files: O_RDWR; others: O_PATH.
+    UniqueFd fd;     // Regular files: O_RDWR; others: O_PATH.
+    std::string at;  // PATH: where it is now.
   };
   Result<void> make(const image::PrivateFile& file);
-  Result<void> update(Entry& entry, const image::PrivateFile& file);
+  // Known files change in two steps, since names may have been exchanged: all that moves or goes
+  // leaves its place, then each takes its new one.
+  Result<void> leave_place(Entry& entry, const image::PrivateFile& file);
+  Result<void> take_place(Entry& entry, const image::PrivateFile& file);
+  Result<void> move(Entry& entry, const std::string& to);
   Result<void> remove(const Entry& entry);
   Result<UniqueFd> make_at_path(const image::PrivateFile& file);
   Result<UniqueFd> make_unlinked(const image::PrivateFile& file);
