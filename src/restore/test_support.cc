@@ -30,7 +30,7 @@ namespace godwit::restore {
 namespace {
 
 constexpr int wait_ms = 30'000;
-constexpr std::uint64_t hour_ns = 3'600'000'000'000;
+constexpr std::int64_t hour_ns = 3'600'000'000'000;
 
 struct Ask {
   char what;
@@ -620,7 +620,7 @@ Result<Moved> move_program(const std::function<int()>& program, const ChangeImag
   std::int64_t stopped_at = monotonic_ns();
   if (change) change(m.image);
   m.restorer = std::make_unique<Restorer>(TRY(Restorer::create(*m.target)));
-  TRY(m.restorer->align_clocks(m.image.clocks().monotonic_ns(), m.image.clocks().boottime_ns()));
+  TRY(m.restorer->align_clocks(monotonic_ns() + 2 * hour_ns, boottime_ns() + hour_ns));  // A fast message.
   std::int64_t at = monotonic_us();
   auto lap = [&](std::int64_t& us) { us = std::exchange(at, monotonic_us()), us = at - us; };
   TRY(m.restorer->prepare(m.image));
