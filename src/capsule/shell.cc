@@ -126,10 +126,10 @@ class SpawnActions {
   posix_spawnattr_t attributes_;
 };
 
-// Ends by itself once it has reported; killed if it hasn't. Somebody else in this process may reap
-// all children: then there is nothing left to wait for.
-void reap(pid_t pid, bool kill) {
-  if (kill) ::kill(pid, SIGKILL);
+// After its report it has nothing left to do, so it needn't be waited for to end by itself.
+// Somebody else in this process may reap all children: then there is nothing left to wait for.
+void end_starter(pid_t pid) {
+  ::kill(pid, SIGKILL);
   while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
   }
 }
@@ -243,7 +243,7 @@ Result<void> Shell::start_init() {
   pid_t starter = TRY(actions.spawn(arguments, write_end.get()));
   write_end.reset();
   Result<std::string> report = read_report(read_end.get());
-  reap(starter, !report.ok());
+  end_starter(starter);
   if (!report.ok()) return std::move(report).error();
   if (!report->starts_with("pid ")) return make_error(Errc::internal, "godwit-init: {}", *report);
   return {};

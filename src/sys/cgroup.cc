@@ -76,6 +76,14 @@ Result<Int> parse_number(std::string_view text, const std::string& where) {
   return value;
 }
 
+// Among the options of a v1 mount, which stand side by side with its controllers.
+bool is_controller(std::string_view option) {
+  constexpr std::string_view others[] = {
+      "rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods"};
+  return std::find(std::begin(others), std::end(others), option) == std::end(others) &&
+         !option.starts_with("release_agent=");
+}
+
 bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 bool is_gone(const Error& error) {
@@ -216,7 +224,8 @@ Result<std::vector<CgroupHierarchy>> mounted_cgroups() {
         if (!word.empty()) hierarchy.controllers.emplace_back(word);
       }
     } else {
-      for (std::string_view word : split(right[2], ',')) hierarchy.controllers.emplace_back(word);
+      for (std::string_view word : split(right[2], ','))
+        if (is_controller(word)) hierarchy.controllers.emplace_back(word);
     }
     bool known = std::any_of(found.begin(), found.end(), [&](const CgroupHierarchy& other) {
       return other.v2 == hierarchy.v2 && (other.v2 || other.controllers == hierarchy.controllers);
