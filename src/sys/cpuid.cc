@@ -140,7 +140,8 @@ Result<std::vector<Record>> unpack(std::string_view packed) {
   std::vector<Record> records(static_cast<unsigned char>(packed[1]));
   if (records.size() > records_max)
     return make_error(Errc::invalid, "CPU features of {} leaves", records.size());
-  std::memcpy(records.data(), packed.data() + 2, records.size() * sizeof(Record));
+  for (std::size_t i = 0; i < records.size(); ++i)
+    std::memcpy(&records[i], packed.data() + 2 + i * sizeof(Record), sizeof(Record));
   return records;
 }
 
