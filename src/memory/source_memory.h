@@ -21,6 +21,7 @@
 // sockets; whatever runs here then returns Errc::peer_lost.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -89,6 +90,9 @@ class SourceMemory {
  public:
   struct Options {
     bool track = true;  // false: as if the kernel had no tracker.
+    // Stops (true) and continues (false) the tree for a moment. Only soft-dirty tracking needs it;
+    // without it that isn't used.
+    std::function<Result<void>(bool stop)> pause;
   };
   explicit SourceMemory(Options options);
   ~SourceMemory();  // Disarms: closes the userfaultfds. The program never notices.
@@ -104,8 +108,10 @@ class SourceMemory {
   bool has_space(SpaceId space) const;
 
   // Starts tracking for every process that isn't tracked yet; may be called again after
-  // add_process. The maker is called once for each. Not being able to track is no error: the
-  // answer says so, and rounds of that process send everything.
+  // add_process, and before each round: costs nothing where nothing changed, and resumes tracking
+  // after an execve. The maker is called once for each process. Not being able to track is no
+  // error: the answer says so (the least of all processes), and rounds of that process send
+  // everything.
   Result<Tracking> arm(const UffdMaker& maker);
   // Stops tracking; the program's mappings merge again. (The destructor does it too.)
   void disarm();
@@ -119,11 +125,13 @@ class SourceMemory {
   // Waits until the target has everything of `round` in place.
   Result<void> await_ack(std::span<const int> streams, std::uint64_t round, std::int64_t timeout_ms);
 
-  // Without changing anything: how much the program has dirtied since the last round.
+  // Without changing anything: how much the program has dirtied since the last round. Private
+  // files aren't counted: only reading them tells.
   Result<DirtyEstimate> estimate_dirty();
 
   // Post-copy, after last_postcopy: answers requests on `urgent`, pushes the rest on `streams`.
   // Returns when the target has said that nothing is missing any more. `round`: a fresh number.
+  // On failure the streams are shut down: they are of no use any more.
   Result<DrainStats> serve(int urgent, std::span<const int> streams, std::uint64_t round);
   std::uint64_t pages_pending() const;  // Any thread.
 

@@ -8,7 +8,9 @@
 //              memory.wait_drained(timeout)
 //
 // Threads: everything is called by one thread (the one that traces the skeletons, since `drop`
-// is called on it); forget_targets, stats and stop by any. Cancelling: shutdown(2) of the sockets.
+// is called on it by wait_round); pager_stats by any. `lookup` is called on receiving threads, one
+// call at a time, only between the begin of a round and the end of its wait_round: it must not
+// ptrace. Cancelling: shutdown(2) of the sockets.
 //
 // Pages reach a target by one of three ways, chosen per area (src/memory/space_writer.h):
 // UFFDIO_COPY through `copy_uffd` (fresh 4K pages: fastest), process_vm_writev (pages that are
@@ -97,8 +99,11 @@ class TargetMemory {
   // the last change of mappings, before the program runs. The skeletons must not have been dropped
   // from: every pending page is absent.
   Result<void> start_pager(int urgent_fd);
-  // Until no page is missing; acknowledges to the source as a round and unregisters.
-  // peer_lost: faults stay blocked; the caller decides (see docs/ENGINE.md).
+  // Until no page is missing; acknowledges to the source as a round and unregisters. After it close
+  // every duplicate of fault_uffd, then destroy TargetMemory: until its end it reads events, for
+  // which the program's munmap and fork would wait.
+  // peer_lost: faults stay blocked; the caller decides (see docs/ENGINE.md). timeout: may be called
+  // again.
   Result<PagerStats> wait_drained(std::uint64_t round, std::int64_t timeout_ms);
   PagerStats pager_stats() const;
 

@@ -9,7 +9,10 @@
 
 #include "base/ids.h"
 #include "base/unique_fd.h"
-#include "image/image.pb.h"
+
+namespace godwit::image {
+class Mm;  // Not included: its field `sigmask` is a macro of <signal.h>.
+}
 
 namespace godwit::memory {
 

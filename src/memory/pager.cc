@@ -1,0 +1,415 @@
+#include "memory/pager.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "memory/areas.h"
+#include "memory/scan.h"
+#include "sys/memory_io.h"
+#include "sys/thread_priority.h"
+
+namespace godwit::memory {
+namespace {
+
+constexpr std::uint64_t event_features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+                                         UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+// The lock is held for one such piece: about 30 us, which is what a fault may wait for it.
+constexpr std::uint64_t piece_pages = 32;
+constexpr std::size_t fault_times_max = 1 << 20;
+
+std::uint64_t fault_key(SpaceId space, std::uint64_t page) {
+  return (static_cast<std::uint64_t>(space) << 45) ^ page;  // Pages are below 2^45.
+}
+
+}  // namespace
+
+// Bulk copying lets those first who answer faults: a plain mutex would let it win again and again.
+class Pager::UrgentLock {
+ public:
+  explicit UrgentLock(Pager& pager) : pager_(pager) {
+    ++pager_.urgent_waiting_;
+    pager_.mutex_.lock();
+    --pager_.urgent_waiting_;
+  }
+  ~UrgentLock() { pager_.mutex_.unlock(); }
+  UrgentLock(const UrgentLock&) = delete;
+  UrgentLock& operator=(const UrgentLock&) = delete;
+
+ private:
+  Pager& pager_;
+};
+
+Pager::Pager(int urgent_fd) : urgent_fd_(urgent_fd), requests_(urgent_fd) {}
+
+Pager::~Pager() {
+  if (!thread_.joinable()) return;
+  {
+    UrgentLock lock(*this);
+    stopping_ = true;
+  }
+  const std::uint64_t one = 1;
+  // Can't fail but by overflow of a counter which this only writer sets once.
+  (void)!::write(stop_event_.get(), &one, sizeof one);
+  sys::shutdown_socket(urgent_fd_);
+  thread_.join();
+}
+
+Result<void> Pager::start(std::vector<Space> spaces) {
+  stop_event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!stop_event_.valid()) return os_error("eventfd");
+  for (Space& space : spaces) {
+    const std::string where = fmt::format("post-copy of space {:#x}", space.id);
+    if (space.target.fault_uffd < 0)
+      return make_error(Errc::invalid, "{}: no userfaultfd for faults", where);
+    TRY(sys::uffd_api(space.target.fault_uffd, event_features).with(where));
+    PageSet outside = space.missing;
+    for (const Area& area : space.target.areas) {
+      const std::uint64_t page = area.start / page_bytes;
+      const std::uint64_t pages = (area.end - area.start) / page_bytes;
+      if (!area.anonymous || space.missing.next_run(page, 1).pages == 0 ||
+          space.missing.next_run(page, 1).page >= page + pages)
+        continue;
+      TRY(sys::uffd_register(space.target.fault_uffd, area.start, area.end,
+                             sys::UffdMode::missing).with(where));
+      outside.remove(page, pages);
+    }
+    const PageRun stray = outside.next_run(0, 1);
+    if (stray.pages != 0)
+      return make_error(Errc::invalid, "{}: missing page {:#x} is in no anonymous area", where,
+                        stray.page * page_bytes);
+    left_ += space.missing.count();
+    served_.emplace(space.id, space.target.pid);
+    View view;
+    view.space = space.id;
+    view.uffd = space.target.fault_uffd;
+    view.missing = std::move(space.missing);
+    views_.push_back(std::move(view));
+  }
+  thread_ = std::thread([this] { loop(); });
+  return {};
+}
+
+void Pager::fail(Error error) {
+  UrgentLock lock(*this);
+  if (!error_) error_ = std::move(error);
+  changed_.notify_all();
+}
+
+void Pager::loop() {
+  sys::set_thread_name("godwit-pager");
+  if (!sys::raise_thread_priority()) LOG(info, "the pager runs at ordinary priority");
+  bool linked = true;
+  std::vector<pollfd> waiting;
+  std::vector<View*> polled;
+  while (true) {
+    waiting.assign({{.fd = stop_event_.get(), .events = POLLIN, .revents = 0},
+                    {.fd = linked ? urgent_fd_ : -1, .events = POLLIN, .revents = 0}});
+    polled.clear();
+    {
+      UrgentLock lock(*this);
+      for (View& view : views_) {
+        if (view.dead) continue;
+        waiting.push_back({.fd = view.uffd, .events = POLLIN, .revents = 0});
+        polled.push_back(&view);
+      }
+    }
+    if (::poll(waiting.data(), waiting.size(), -1) < 0 && errno != EINTR)
+      return fail(os_error("poll"));
+    {
+      UrgentLock lock(*this);
+      if (stopping_) return;
+      for (std::size_t i = 0; i < polled.size(); ++i) {
+        if (waiting[i + 2].revents == 0 || polled[i]->dead) continue;
+        Result<void> handled = (waiting[i + 2].revents & POLLIN) != 0
+                                   ? read_events(*polled[i])
+                                   : Result<void>(make_error(Errc::internal, "userfaultfd broke"));
+        if (handled.ok()) continue;
+        // Its pages stay missing, and its faults blocked.
+        if (handled.error().code() != Errc::peer_lost) polled[i]->dead = true;
+        if (!error_) error_ = std::move(handled).error();
+      }
+      if (error_) changed_.notify_all();
+    }
+    if (linked && waiting[1].revents != 0) {
+      Result<void> received = receive_urgent();
+      if (!received.ok()) {
+        // Faults stay blocked; events (fork, munmap) are still handled, so that nothing else is.
+        linked = false;
+        fail(std::move(received).error().with("urgent link"));
+      }
+    }
+  }
+}
+
+Result<void> Pager::receive_urgent() {
+  wire::FrameHeaderBytes bytes;
+  TRY(sys::receive_exact(urgent_fd_, bytes));
+  const wire::FrameHeader header = TRY(wire::decode_header(bytes));
+  const PageRun run{.page = header.offset / page_bytes, .pages = header.pages};
+  if (header.type == wire::FrameType::drop) return deliver(header.space, run, nullptr);
+  if (header.type != wire::FrameType::urgent)
+    return make_error(Errc::invalid, "frame type {} on the urgent stream",
+                      static_cast<int>(header.type));
+  alignas(page_bytes) static thread_local std::byte
+      payload[wire::frame_data_pages_max * page_bytes];
+  TRY(sys::receive_exact(urgent_fd_, {payload, header.payload_bytes}));
+  return deliver(header.space, run, payload);
+}
+
+Result<void> Pager::read_events(View& view) {
+  while (!view.dead) {
+    std::optional<uffd_msg> message = TRY(sys::uffd_read(view.uffd));
+    if (!message) return {};
+    TRY(handle(view, *message));
+  }
+  return {};
+}
+
+Result<void> Pager::handle(View& view, const uffd_msg& message) {
+  switch (message.event) {
+    case UFFD_EVENT_PAGEFAULT:
+      return on_fault(view, message.arg.pagefault.address / page_bytes);
+    case UFFD_EVENT_FORK: {
+      View child;
+      child.space = view.space;
+      child.owned.reset(static_cast<int>(message.arg.fork.ufd));
+      child.uffd = child.owned.get();
+      child.missing = view.missing;
+      child.moved = view.moved;
+      left_ += child.missing.count();
+      views_.push_back(std::move(child));
+      return {};
+    }
+    case UFFD_EVENT_REMAP:
+      on_remap(view, message.arg.remap.from, message.arg.remap.to, message.arg.remap.len);
+      return {};
+    case UFFD_EVENT_REMOVE:
+    case UFFD_EVENT_UNMAP:
+      forget(view, message.arg.remove.start / page_bytes,
+             (message.arg.remove.end - message.arg.remove.start) / page_bytes);
+      return {};
+    default:
+      return make_error(Errc::internal, "userfaultfd event {:#x}", message.event);
+  }
+}
+
+Result<void> Pager::on_fault(View& view, std::uint64_t page) {
+  if (!view.missing.contains(page)) {
+    ++counters_.faults_zero;
+    const sys::UffdProgress progress =
+        sys::uffd_zeropage(view.uffd, page * page_bytes, page_bytes);
+    if (progress.stopped_by == ESRCH) end_view(view);
+    // Filled meanwhile, or its mapping is changing: the thread looks again.
+    if (progress.stopped_by != 0) sys::uffd_wake(view.uffd, page * page_bytes, page_bytes);
+    return {};
+  }
+  // Several threads may wait for one page.
+  if (!asked_us_.emplace(fault_key(view.space, page), monotonic_us()).second) return {};
+  ++counters_.faults;
+  requests_.run(wire::FrameType::request, view.space,
+                {.page = source_of(view, page), .pages = 1});
+  return requests_.flush();
+}
+
+void Pager::forget(View& view, std::uint64_t page, std::uint64_t pages) {
+  const std::uint64_t gone = view.missing.count(page, pages);
+  if (gone == 0) return;
+  view.missing.remove(page, pages);
+  left_ -= gone;
+  if (left_ == 0) changed_.notify_all();
+}
+
+void Pager::end_view(View& view) {
+  view.dead = true;
+  forget(view, 0, 1ull << 52);
+}
+
+std::uint64_t Pager::source_of(const View& view, std::uint64_t page) {
+  for (auto m = view.moved.rbegin(); m != view.moved.rend(); ++m)
+    if (page >= m->to && page < m->to + m->pages) return m->source + (page - m->to);
+  return page;
+}
+
+void Pager::on_remap(View& view, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
+  const std::uint64_t first = from / page_bytes;
+  const std::uint64_t pages = bytes / page_bytes;
+  const std::uint64_t target = to / page_bytes;
+  const PageSet moving = view.missing.within(first, pages);
+  std::vector<Moved> moved;
+  moving.for_each_run([&](const PageRun& run) {
+    for (std::uint64_t page = run.page; page < run.end(); ++page) {
+      const std::uint64_t at = page - first + target;
+      const std::uint64_t source = source_of(view, page);
+      if (!moved.empty() && moved.back().to + moved.back().pages == at &&
+          moved.back().source + moved.back().pages == source)
+        ++moved.back().pages;
+      else
+        moved.push_back({.to = at, .source = source, .pages = 1});
+    }
+  });
+  forget(view, first, pages);
+  forget(view, target, pages);
+  for (const Moved& m : moved) {
+    view.missing.add(m.to, m.pages);
+    left_ += m.pages;
+    view.moved.push_back(m);
+  }
+}
+
+Result<void> Pager::deliver(SpaceId space, const PageRun& run, const std::byte* data) {
+  const bool urgent = std::this_thread::get_id() == thread_.get_id();
+  for (std::uint64_t done = 0; done < run.pages; done += piece_pages) {
+    const PageRun piece{.page = run.page + done,
+                        .pages = std::min(piece_pages, run.pages - done)};
+    const std::byte* from = data == nullptr ? nullptr : data + done * page_bytes;
+    if (!urgent)
+      while (urgent_waiting_ != 0) ::sched_yield();
+    std::optional<UrgentLock> urgent_lock;
+    std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
+    if (urgent) urgent_lock.emplace(*this);
+    else lock.lock();
+    counters_.pages_received += piece.pages;
+    // A fork's event read on the way appends a view that lacks the same pages.
+    for (View& view : views_)
+      if (view.space == space && !view.dead) TRY(deliver_to(view, piece, from));
+  }
+  return {};
+}
+
+Result<void> Pager::deliver_to(View& view, const PageRun& run, const std::byte* data) {
+  auto at = [&](std::uint64_t index) {
+    return data == nullptr ? nullptr : data + index * page_bytes;
+  };
+  if (view.moved.empty()) {
+    if (TRY(copy(view, run.page, run.pages, data))) return {};
+    // An mremap came in between; what has arrived isn't missing any more.
+  }
+  // Page by page where mremap has been at work: a page may be at several places.
+  for (std::uint64_t i = 0; i < run.pages;) {
+    const std::uint64_t source = run.page + i;
+    bool steady = true;
+    if (source_of(view, source) == source) steady = TRY(copy(view, source, 1, at(i)));
+    for (std::size_t m = 0; steady && m < view.moved.size(); ++m) {
+      const Moved moved = view.moved[m];
+      if (source < moved.source || source >= moved.source + moved.pages) continue;
+      const std::uint64_t page = moved.to + (source - moved.source);
+      if (source_of(view, page) == source) steady = TRY(copy(view, page, 1, at(i)));
+    }
+    if (steady) ++i;  // Else once more, with what is where now.
+  }
+  return {};
+}
+
+Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
+                         const std::byte* data) {
+  std::uint64_t at = first;
+  while (at < first + pages && !view.dead) {
+    const PageRun run = view.missing.next_run(at, first + pages - at);
+    if (run.pages == 0 || run.page >= first + pages) return true;
+    at = run.page;
+    const std::uint64_t n = std::min(run.end(), first + pages) - at;
+    const sys::UffdProgress progress =
+        data == nullptr
+            ? sys::uffd_zeropage(view.uffd, at * page_bytes, n * page_bytes)
+            : sys::uffd_copy(view.uffd, at * page_bytes, data + (at - first) * page_bytes,
+                             n * page_bytes);
+    arrived(view, at, progress.bytes / page_bytes);
+    at += progress.bytes / page_bytes;
+    switch (progress.stopped_by) {
+      case 0:
+        break;
+      case EEXIST:
+      case ENOENT:  // There already; or unmapped, and the event is on its way.
+        sys::uffd_wake(view.uffd, at * page_bytes, page_bytes);
+        arrived(view, at, 1);
+        ++at;
+        break;
+      case EAGAIN: {
+        // An event is waiting: it may take these pages away, or move them.
+        const std::size_t moved_before = view.moved.size();
+        TRY(read_events(view));
+        if (view.moved.size() != moved_before) return false;
+        ::sched_yield();
+        break;
+      }
+      case ESRCH:  // Exited or executed another program.
+        end_view(view);
+        break;
+      default:
+        return os_error(fmt::format("UFFDIO_COPY(space={:#x}, {:#x})", view.space,
+                                    at * page_bytes), progress.stopped_by);
+    }
+  }
+  return true;
+}
+
+void Pager::arrived(View& view, std::uint64_t page, std::uint64_t pages) {
+  if (pages == 0) return;
+  if (!asked_us_.empty()) {
+    for (std::uint64_t p = page; p < page + pages; ++p) {
+      auto asked = asked_us_.find(fault_key(view.space, p));
+      if (asked == asked_us_.end()) continue;
+      if (fault_us_.size() < fault_times_max)
+        fault_us_.push_back(static_cast<std::uint32_t>(monotonic_us() - asked->second));
+      asked_us_.erase(asked);
+    }
+  }
+  forget(view, page, pages);
+}
+
+Result<void> Pager::wait_complete(std::int64_t timeout_ms) {
+  std::unique_lock lock(mutex_);
+  const bool done = changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+                                      [this] { return left_ == 0 || error_; });
+  if (left_ == 0) return {};
+  if (error_) return *error_;
+  INVARIANT(!done, "woke up without a reason");
+  return make_error(Errc::timeout, "{} pages are missing after {} ms", left_, timeout_ms);
+}
+
+Result<void> Pager::unregister() {
+  UrgentLock lock(*this);
+  INVARIANT(left_ == 0, "{} pages are missing", left_);
+  for (View& view : views_) {
+    if (view.dead) continue;
+    if (view.owned.valid()) {
+      view.dead = true;
+      view.owned.reset();  // The last descriptor: unregisters, and lets go of everybody.
+      continue;
+    }
+    // Its events are read on until the end: a thread in munmap may wait for us right now.
+    Result<MapsView> maps = read_areas(served_.at(view.space));
+    if (!maps.ok() && maps.error().code() == Errc::tracee_gone) continue;
+    if (!maps.ok()) return std::move(maps).error();
+    for (const Area& area : maps->content) {
+      // Areas that came since aren't registered, or go away under us: both are fine. Whatever
+      // would be left is let go when the last descriptor closes.
+      if (area.anonymous) (void)sys::uffd_unregister(view.uffd, area.start, area.end);
+    }
+  }
+  return {};
+}
+
+PagerStats Pager::stats() const {
+  std::lock_guard lock(mutex_);
+  PagerStats out = counters_;
+  out.pages_left = left_;
+  std::vector<std::uint32_t> sorted = fault_us_;
+  std::sort(sorted.begin(), sorted.end());
+  if (!sorted.empty()) {
+    out.fault_p50_us = sorted[sorted.size() / 2];
+    out.fault_p99_us = sorted[sorted.size() * 99 / 100];
+    out.fault_max_us = sorted.back();
+  }
+  return out;
+}
+
+}  // namespace godwit::memory

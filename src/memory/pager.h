@@ -1,0 +1,109 @@
+// Post-copy on the target: the program runs while pages are missing.
+//
+// A view is one address space that waits for pages: a skeleton that was restored, or a child that
+// it forked since (the kernel hands over a userfaultfd of its own for that). Each keeps the set of
+// its pages that are still missing, by the addresses where it has them now, and where they came
+// from if mremap moved them.
+//
+// One rule makes it exact: events are read and pages are copied under one lock. The kernel lets
+// go of a thread in munmap, madvise(DONTNEED), mremap or fork when its event is read, and lets no
+// copy in from the moment the event is queued until then (EAGAIN). So a copy under the lock is
+// either before the event, and is zapped or moved with the rest, or after it, and knows of it.
+//
+// A page that never existed on the source isn't missing: it gets the zero page at once. A missing
+// page is never filled with anything but its content, whatever fails.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <list>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "memory/page_set.h"
+#include "memory/space_writer.h"
+#include "memory/stream_writer.h"
+#include "memory/target_memory.h"
+#include "sys/userfaultfd.h"
+
+namespace godwit::memory {
+
+class Pager {
+ public:
+  struct Space {
+    SpaceId id;
+    SpaceTarget target;
+    PageSet missing;
+  };
+  explicit Pager(int urgent_fd);
+  ~Pager();  // Shuts the urgent link down, joins. Faults that wait go on waiting.
+  Pager(const Pager&) = delete;
+  Pager& operator=(const Pager&) = delete;
+
+  // Registers the areas with missing pages, then serves.
+  Result<void> start(std::vector<Space> spaces);
+
+  bool serves(SpaceId space) const { return served_.contains(space); }  // After start().
+  // Any thread. Content (or, without data, zeros) of pages of the source's space.
+  Result<void> deliver(SpaceId space, const PageRun& run, const std::byte* data);
+
+  // Until nothing is missing, a failure, or the time is up.
+  Result<void> wait_complete(std::int64_t timeout_ms);
+  void fail(Error error);  // The link is lost: whoever waits is told.
+  // Nothing is missing any more: unregisters, so that faults are the kernel's again.
+  Result<void> unregister();
+  PagerStats stats() const;
+
+ private:
+  struct Moved {
+    std::uint64_t to = 0;      // First page in the view.
+    std::uint64_t source = 0;  // What it is in the source's space.
+    std::uint64_t pages = 0;
+  };
+  struct View {
+    SpaceId space = 0;
+    int uffd = -1;
+    UniqueFd owned;  // Of a child.
+    PageSet missing;
+    std::vector<Moved> moved;  // The latest last.
+    bool dead = false;
+  };
+  class UrgentLock;
+
+  void loop();
+  Result<void> receive_urgent();
+  Result<void> read_events(View& view);
+  Result<void> handle(View& view, const uffd_msg& message);
+  Result<void> on_fault(View& view, std::uint64_t page);
+  void on_remap(View& view, std::uint64_t from, std::uint64_t to, std::uint64_t bytes);
+  void forget(View& view, std::uint64_t page, std::uint64_t pages);
+  void end_view(View& view);
+
+  static std::uint64_t source_of(const View& view, std::uint64_t page);
+  Result<void> deliver_to(View& view, const PageRun& run, const std::byte* data);
+  // What is missing of these pages of the view. False: mremap moved pages meanwhile, start again.
+  Result<bool> copy(View& view, std::uint64_t page, std::uint64_t pages, const std::byte* data);
+  void arrived(View& view, std::uint64_t page, std::uint64_t pages);
+
+  mutable std::mutex mutex_;
+  std::atomic<int> urgent_waiting_{0};
+  std::list<View> views_;
+  std::map<SpaceId, pid_t> served_;
+  const int urgent_fd_;
+  StreamWriter requests_;
+  UniqueFd stop_event_;
+  bool stopping_ = false;
+  std::optional<Error> error_;
+  std::condition_variable changed_;
+  std::uint64_t left_ = 0;  // Missing pages of all views.
+  std::unordered_map<std::uint64_t, std::int64_t> asked_us_;  // Fault pages (view's), by space too.
+  std::vector<std::uint32_t> fault_us_;
+  PagerStats counters_;
+  std::thread thread_;
+};
+
+}  // namespace godwit::memory

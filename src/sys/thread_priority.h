@@ -1,0 +1,11 @@
+// A thread that somebody's page fault waits for must not queue behind those that copy in bulk.
+#pragma once
+
+namespace godwit::sys {
+
+// Real-time round robin, lowest priority, for the calling thread; else as nice as allowed. True if
+// any of it worked. Such a thread must block by itself, soon: it isn't preempted by ordinary ones.
+bool raise_thread_priority();
+void set_thread_name(const char* name);  // At most 15 characters.
+
+}  // namespace godwit::sys
