@@ -81,8 +81,8 @@ std::vector<AreaGroup> group_areas(const MapsView& maps) {
     if (!separated && out.back().anonymous == area.anonymous)
       out.back().end = area.end;
     else
-      out.push_back({.start = area.start, .end = area.end, .ceiling = 0,
-                     .anonymous = area.anonymous});
+      out.push_back(
+          {.start = area.start, .end = area.end, .ceiling = 0, .anonymous = area.anonymous});
     out.back().ceiling = maps.ceiling[i];
   }
   return out;
@@ -93,7 +93,10 @@ std::vector<Area> content_areas(const image::Mm& mm) {
   for (const image::Vma& vma : mm.vmas()) {
     const bool anonymous = vma.kind() == image::Vma::ANON;
     if (vma.shared() || (!anonymous && vma.kind() != image::Vma::FILE)) continue;
-    Area area{.start = vma.start(), .end = vma.end(), .anonymous = anonymous, .file = {},
+    Area area{.start = vma.start(),
+              .end = vma.end(),
+              .anonymous = anonymous,
+              .file = {},
               .file_delta = 0};
     if (!anonymous) {
       area.file_delta = vma.pgoff_bytes() - vma.start();
@@ -109,9 +112,12 @@ std::vector<Area> content_areas(const image::Mm& mm) {
 
 const char* tracker_name(TrackerKind kind) {
   switch (kind) {
-    case TrackerKind::none: return "none";
-    case TrackerKind::uffd_wp: return "uffd-wp";
-    case TrackerKind::soft_dirty: return "soft-dirty";
+    case TrackerKind::none:
+      return "none";
+    case TrackerKind::uffd_wp:
+      return "uffd-wp";
+    case TrackerKind::soft_dirty:
+      return "soft-dirty";
   }
   return "?";
 }

@@ -12,7 +12,7 @@
 namespace godwit::memory {
 
 struct MapsView {
-  std::vector<Area> content;   // By address. Area::file is not filled in: only source-side use.
+  std::vector<Area> content;  // By address. Area::file is not filled in: only source-side use.
   std::vector<std::uint64_t> ceiling;  // Of each: where the next mapping, of any kind, starts.
   // Where another mapping lies before content[i]: ascending i, content.size() for behind the last.
   std::vector<std::size_t> separators;

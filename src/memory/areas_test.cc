@@ -1,5 +1,7 @@
-// First: <signal.h>, which gtest includes, has a macro of the name of one of its fields.
+// First: <signal.h>, which gtest includes, has a macro with the name of one of its fields.
+// clang-format off
 #include "image/image.pb.h"
+// clang-format on
 
 #include "memory/areas.h"
 

@@ -41,9 +41,9 @@ Result<void> FrameBuffer::fill(int fd, std::vector<std::byte>& carry) {
   std::size_t at = 0;
   while (true) {
     while (have - at >= wire::frame_header_bytes) {
-      const wire::FrameHeader header = TRY(wire::decode_header(
-          std::span<const std::byte, wire::frame_header_bytes>(base + at,
-                                                               wire::frame_header_bytes)));
+      const wire::FrameHeader header =
+          TRY(wire::decode_header(std::span<const std::byte, wire::frame_header_bytes>(
+              base + at, wire::frame_header_bytes)));
       const std::size_t end = at + wire::frame_header_bytes + header.payload_bytes;
       if (end > capacity) break;
       if (end > have) {
@@ -149,7 +149,8 @@ Result<void> PageReceiver::consume(const FrameBuffer& buffer) {
   for (const FrameBuffer::Frame& frame : buffer.frames()) {
     const wire::FrameHeader& h = frame.header;
     bytes_ += wire::frame_header_bytes + h.payload_bytes;
-    const PageRun run{.page = h.offset / page_bytes, .pages = h.pages,
+    const PageRun run{.page = h.offset / page_bytes,
+                      .pages = h.pages,
                       .huge = (h.flags & wire::frame_flag_huge) != 0};
     if (h.type == wire::FrameType::data) {
       if (h.space != space) TRY(flush());
@@ -181,9 +182,9 @@ Result<void> PageReceiver::consume(const FrameBuffer& buffer) {
 }
 
 Result<void> PageReceiver::end_round(const FrameBuffer::Frame& frame) {
-  const wire::RoundCounts announced = wire::decode_counts(
-      std::span<const std::byte, wire::round_counts_bytes>(frame.payload,
-                                                           wire::round_counts_bytes));
+  const wire::RoundCounts announced =
+      wire::decode_counts(std::span<const std::byte, wire::round_counts_bytes>(
+          frame.payload, wire::round_counts_bytes));
   if (announced != counts_)
     return make_error(Errc::invalid,
                       "round {}: {} frames, {} pages came where {} and {} were announced",

@@ -131,8 +131,7 @@ void BatchSender::queue(SendJob& outcome, const PageRun& run, std::size_t first_
         for (std::uint64_t page = part.page; page < part.end();) {
           std::uint64_t end = page + 1;
           const bool tell = tell_every_zero_ || outcome.source->target_has(page);
-          while (end < part.end() &&
-                 (tell_every_zero_ || outcome.source->target_has(end)) == tell)
+          while (end < part.end() && (tell_every_zero_ || outcome.source->target_has(end)) == tell)
             ++end;
           if (tell) {
             writer_.run(wire::FrameType::drop, outcome.space, {.page = page, .pages = end - page});

@@ -36,14 +36,17 @@ class PageServer {
  public:
   PageServer(std::vector<ServedSpace> spaces, int urgent, std::span<const int> streams,
              std::uint64_t round, std::atomic<std::uint64_t>& left)
-      : spaces_(std::move(spaces)), urgent_(urgent), round_(round), left_(left),
-        cursors_(streams.size()), streams_(streams.begin(), streams.end()) {}
+      : spaces_(std::move(spaces)),
+        urgent_(urgent),
+        round_(round),
+        left_(left),
+        cursors_(streams.size()),
+        streams_(streams.begin(), streams.end()) {}
 
   Result<DrainStats> run() {
     const std::int64_t start_us = monotonic_us();
     std::vector<std::thread> threads;
-    for (std::size_t i = 0; i < streams_.size(); ++i)
-      threads.emplace_back([this, i] { push(i); });
+    for (std::size_t i = 0; i < streams_.size(); ++i) threads.emplace_back([this, i] { push(i); });
     Result<void> served = serve();
     if (!served.ok()) {
       stop_ = true;
@@ -114,9 +117,12 @@ class PageServer {
     if (!done.ok()) fail(std::move(done).error());
   }
 
-  static Result<void> send(BatchSender& sender, ServedSpace& space,
-                           std::span<const PageRun> runs) {
-    SendJob outcome{.space = space.id, .source = space.source, .runs = {}, .sent = {}, .zero = {},
+  static Result<void> send(BatchSender& sender, ServedSpace& space, std::span<const PageRun> runs) {
+    SendJob outcome{.space = space.id,
+                    .source = space.source,
+                    .runs = {},
+                    .sent = {},
+                    .zero = {},
                     .unreadable = {}};
     TRY(sender.send(outcome, runs));
     const PageRun lost = outcome.unreadable.next_run(0, 1);
@@ -169,9 +175,9 @@ class PageServer {
     const std::size_t whole = torn == 0 ? n : n + wire::frame_header_bytes - torn;
     if (torn != 0) TRY(sys::receive_exact(urgent_, std::span(buffer).subspan(n, whole - n)));
     for (std::size_t at = 0; at < whole; at += wire::frame_header_bytes) {
-      const wire::FrameHeader request = TRY(wire::decode_header(
-          std::span<const std::byte, wire::frame_header_bytes>(&buffer[at],
-                                                               wire::frame_header_bytes)));
+      const wire::FrameHeader request =
+          TRY(wire::decode_header(std::span<const std::byte, wire::frame_header_bytes>(
+              &buffer[at], wire::frame_header_bytes)));
       if (request.type != wire::FrameType::request)
         return make_error(Errc::invalid, "frame type {} on the urgent stream",
                           static_cast<int>(request.type));
@@ -243,7 +249,9 @@ Result<DrainStats> SourceMemory::serve(int urgent, std::span<const int> streams,
   std::vector<ServedSpace> spaces;
   for (auto& [id, process] : impl_->processes)
     if (!process.pending.empty())
-      spaces.push_back({.id = id, .source = process.source.get(), .left = process.pending,
+      spaces.push_back({.id = id,
+                        .source = process.source.get(),
+                        .left = process.pending,
                         .pending = process.pending});
   return PageServer(std::move(spaces), urgent, streams, round, impl_->pages_pending)
       .run()

@@ -165,9 +165,9 @@ PageRun PageSet::next_run(std::uint64_t from, std::uint64_t pages_max) const {
         bit += static_cast<std::uint64_t>(std::countr_zero(rest));
         run.page = base + bit;
       }
-      const std::uint64_t ones =
-          std::min<std::uint64_t>(static_cast<std::uint64_t>(std::countr_one(chunk[bit / 64] >> (bit % 64))),
-                                  64 - bit % 64);
+      const std::uint64_t ones = std::min<std::uint64_t>(
+          static_cast<std::uint64_t>(std::countr_one(chunk[bit / 64] >> (bit % 64))),
+          64 - bit % 64);
       run.pages += ones;
       bit += ones;
       if (run.pages >= pages_max) {

@@ -31,11 +31,15 @@ TEST(PageSet, AgreesWithAPlainSet) {
         const std::uint64_t page = 32'600 + random() % 400 + (random() % 3) * 32'768;
         const std::uint64_t pages = 1 + random() % 150;
         const bool adds = random() % 3 != 0;
-        if (adds) sets[i].add(page, pages);
-        else sets[i].remove(page, pages);
+        if (adds)
+          sets[i].add(page, pages);
+        else
+          sets[i].remove(page, pages);
         for (std::uint64_t p = page; p < page + pages; ++p) {
-          if (adds) plain[i].insert(p);
-          else plain[i].erase(p);
+          if (adds)
+            plain[i].insert(p);
+          else
+            plain[i].erase(p);
         }
       }
       ASSERT_EQ(flatten(sets[i]), plain[i]);

@@ -19,14 +19,12 @@ Result<std::unique_ptr<ProcessSource>> ProcessSource::open(pid_t pid, const Page
   Result<UniqueFd> mem = sys::open_mem(pid, false);
   if (!mem.ok() && mem.error().sys_errno() == ENOENT)
     return make_error(Errc::tracee_gone, "process {} is gone", pid);
-  return std::unique_ptr<ProcessSource>(
-      new ProcessSource(pid, TRY(std::move(mem)), at_target));
+  return std::unique_ptr<ProcessSource>(new ProcessSource(pid, TRY(std::move(mem)), at_target));
 }
 
-// What process_vm_readv refuses (PROT_NONE with data, write-only, execute-only) /proc/PID/mem gives;
-// what that refuses too, page by page, is gone or was never memory.
-void ProcessSource::fetch_hard(const PageRun& run, std::byte* into,
-                                       std::span<Verdict> verdicts) {
+// What process_vm_readv refuses (PROT_NONE with data, write-only, execute-only) /proc/PID/mem
+// gives; what that refuses too, page by page, is gone or was never memory.
+void ProcessSource::fetch_hard(const PageRun& run, std::byte* into, std::span<Verdict> verdicts) {
   const std::uint64_t bytes = run.pages * page_bytes;
   Result<void> whole = sys::mem_read(mem_fd_.get(), run.page * page_bytes, {into, bytes});
   if (whole.ok()) return;
@@ -45,15 +43,14 @@ Result<void> ProcessSource::fetch(std::span<const PageRun> runs, std::byte* into
   for (const PageRun& run : runs)
     ranges.push_back({.address = run.page * page_bytes, .bytes = run.pages * page_bytes});
 
-  std::size_t first = 0;      // Run to read next.
-  std::uint64_t done = 0;     // Pages of the runs before it.
+  std::size_t first = 0;   // Run to read next.
+  std::uint64_t done = 0;  // Pages of the runs before it.
   while (first < runs.size()) {
     const std::size_t count = std::min(runs.size() - first, sys::iovecs_max);
     std::uint64_t asked = 0;
     for (std::size_t i = first; i < first + count; ++i) asked += runs[i].pages;
-    Result<std::uint64_t> got =
-        sys::vm_read(pid_, {into + done * page_bytes, asked * page_bytes},
-                     std::span(ranges).subspan(first, count));
+    Result<std::uint64_t> got = sys::vm_read(pid_, {into + done * page_bytes, asked * page_bytes},
+                                             std::span(ranges).subspan(first, count));
     if (!got.ok() && got.error().code() == Errc::tracee_gone) {
       // Ended in the middle of a round; the caller knows whether that matters.
       std::fill(verdicts.begin() + static_cast<std::ptrdiff_t>(done), verdicts.end(),
@@ -69,8 +66,8 @@ Result<void> ProcessSource::fetch(std::span<const PageRun> runs, std::byte* into
     }
     if (got.ok() && *got == asked * page_bytes) continue;
     // The page after the last one read stands in the way.
-    const PageRun rest{.page = runs[first].page + pages, .pages = runs[first].pages - pages,
-                       .huge = false};
+    const PageRun rest{
+        .page = runs[first].page + pages, .pages = runs[first].pages - pages, .huge = false};
     const std::uint64_t at = done + pages;
     fetch_hard(rest, into + at * page_bytes, verdicts.subspan(at, rest.pages));
     done += runs[first].pages;

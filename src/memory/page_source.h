@@ -73,7 +73,8 @@ class FileSource final : public PageSource {
   std::uint64_t& hash_at(std::uint64_t page);
 
   UniqueFd fd_;
-  std::map<std::uint64_t, std::unique_ptr<Chunk>> hashes_;  // Made by survey(), by page / chunk_pages.
+  std::map<std::uint64_t, std::unique_ptr<Chunk>>
+      hashes_;  // Made by survey(), by page / chunk_pages.
   PageSet had_;
 };
 

@@ -77,8 +77,8 @@ Result<void> Pager::start(std::vector<Space> spaces) {
       if (!area.anonymous || space.missing.next_run(page, 1).pages == 0 ||
           space.missing.next_run(page, 1).page >= page + pages)
         continue;
-      TRY(sys::uffd_register(space.target.fault_uffd, area.start, area.end,
-                             sys::UffdMode::missing).with(where));
+      TRY(sys::uffd_register(space.target.fault_uffd, area.start, area.end, sys::UffdMode::missing)
+              .with(where));
       outside.remove(page, pages);
     }
     const PageRun stray = outside.next_run(0, 1);
@@ -158,8 +158,8 @@ Result<void> Pager::receive_urgent() {
   if (header.type != wire::FrameType::urgent)
     return make_error(Errc::invalid, "frame type {} on the urgent stream",
                       static_cast<int>(header.type));
-  alignas(page_bytes) static thread_local std::byte
-      payload[wire::frame_data_pages_max * page_bytes];
+  alignas(
+      page_bytes) static thread_local std::byte payload[wire::frame_data_pages_max * page_bytes];
   TRY(sys::receive_exact(urgent_fd_, {payload, header.payload_bytes}));
   return deliver(header.space, run, payload);
 }
@@ -204,8 +204,7 @@ Result<void> Pager::handle(View& view, const uffd_msg& message) {
 Result<void> Pager::on_fault(View& view, std::uint64_t page) {
   if (!view.missing.contains(page)) {
     ++counters_.faults_zero;
-    const sys::UffdProgress progress =
-        sys::uffd_zeropage(view.uffd, page * page_bytes, page_bytes);
+    const sys::UffdProgress progress = sys::uffd_zeropage(view.uffd, page * page_bytes, page_bytes);
     if (progress.stopped_by == ESRCH) end_view(view);
     // Filled meanwhile, or its mapping is changing: the thread looks again.
     if (progress.stopped_by != 0) sys::uffd_wake(view.uffd, page * page_bytes, page_bytes);
@@ -214,8 +213,7 @@ Result<void> Pager::on_fault(View& view, std::uint64_t page) {
   // Several threads may wait for one page.
   if (!asked_us_.emplace(fault_key(view.space, page), monotonic_us()).second) return {};
   ++counters_.faults;
-  requests_.run(wire::FrameType::request, view.space,
-                {.page = source_of(view, page), .pages = 1});
+  requests_.run(wire::FrameType::request, view.space, {.page = source_of(view, page), .pages = 1});
   return requests_.flush();
 }
 
@@ -267,15 +265,16 @@ void Pager::on_remap(View& view, std::uint64_t from, std::uint64_t to, std::uint
 Result<void> Pager::deliver(SpaceId space, const PageRun& run, const std::byte* data) {
   const bool urgent = std::this_thread::get_id() == thread_.get_id();
   for (std::uint64_t done = 0; done < run.pages; done += piece_pages) {
-    const PageRun piece{.page = run.page + done,
-                        .pages = std::min(piece_pages, run.pages - done)};
+    const PageRun piece{.page = run.page + done, .pages = std::min(piece_pages, run.pages - done)};
     const std::byte* from = data == nullptr ? nullptr : data + done * page_bytes;
     if (!urgent)
       while (urgent_waiting_ != 0) ::sched_yield();
     std::optional<UrgentLock> urgent_lock;
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
-    if (urgent) urgent_lock.emplace(*this);
-    else lock.lock();
+    if (urgent)
+      urgent_lock.emplace(*this);
+    else
+      lock.lock();
     counters_.pages_received += piece.pages;
     // A fork's event read on the way appends a view that lacks the same pages.
     for (View& view : views_)
@@ -317,10 +316,9 @@ Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
     at = run.page;
     const std::uint64_t n = std::min(run.end(), first + pages) - at;
     const sys::UffdProgress progress =
-        data == nullptr
-            ? sys::uffd_zeropage(view.uffd, at * page_bytes, n * page_bytes)
-            : sys::uffd_copy(view.uffd, at * page_bytes, data + (at - first) * page_bytes,
-                             n * page_bytes);
+        data == nullptr ? sys::uffd_zeropage(view.uffd, at * page_bytes, n * page_bytes)
+                        : sys::uffd_copy(view.uffd, at * page_bytes,
+                                         data + (at - first) * page_bytes, n * page_bytes);
     arrived(view, at, progress.bytes / page_bytes);
     at += progress.bytes / page_bytes;
     switch (progress.stopped_by) {
@@ -344,8 +342,8 @@ Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
         end_view(view);
         break;
       default:
-        return os_error(fmt::format("UFFDIO_COPY(space={:#x}, {:#x})", view.space,
-                                    at * page_bytes), progress.stopped_by);
+        return os_error(fmt::format("UFFDIO_COPY(space={:#x}, {:#x})", view.space, at * page_bytes),
+                        progress.stopped_by);
     }
   }
   return true;

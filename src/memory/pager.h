@@ -99,7 +99,7 @@ class Pager {
   bool stopping_ = false;
   std::optional<Error> error_;
   std::condition_variable changed_;
-  std::uint64_t left_ = 0;  // Missing pages of all views.
+  std::uint64_t left_ = 0;                                    // Missing pages of all views.
   std::unordered_map<std::uint64_t, std::int64_t> asked_us_;  // Fault pages (view's), by space too.
   std::vector<std::uint32_t> fault_us_;
   PagerStats counters_;

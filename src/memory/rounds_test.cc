@@ -44,7 +44,8 @@ int random_writer(Shared* shared, std::size_t bytes, bool huge) {
     auto* at = reinterpret_cast<std::uint64_t*>(memory + random() % bytes / 8 * 8);
     *at = random();
     shared->counter = shared->counter + 1;
-    if (random() % 64 == 0) std::memset(memory + random() % (bytes / page_bytes) * page_bytes, 0, page_bytes);
+    if (random() % 64 == 0)
+      std::memset(memory + random() % (bytes / page_bytes) * page_bytes, 0, page_bytes);
   }
   return 0;
 }
@@ -81,8 +82,9 @@ TEST(Rounds, PrecopyOfHugePagesIsExact) {
 
 TEST(Rounds, PrecopyWithoutAnyHelpOnTheTargetIsExact) {
   NEEDS_UFFD_TRACKING();
-  precopy_exactly(32 << 20, false,
-                  {.streams = 1, .copy_uffd = false, .drop = false, .track = true, .layouts = true});
+  precopy_exactly(
+      32 << 20, false,
+      {.streams = 1, .copy_uffd = false, .drop = false, .track = true, .layouts = true});
 }
 
 TEST(Rounds, AnIdleProgramsSecondRoundSendsNothing) {
@@ -173,13 +175,13 @@ int mapper(Shared* shared, std::uint64_t seed) {
         break;
       case 5:
         if (s.bytes == 0) break;
-        ::madvise(static_cast<char*>(p) + random() % pages * page_bytes, page_bytes,
-                  MADV_DONTNEED);
+        ::madvise(static_cast<char*>(p) + random() % pages * page_bytes, page_bytes, MADV_DONTNEED);
         break;
       case 6:
         if (s.bytes == 0) break;
-        s.protection = random() % 3 == 0 ? PROT_NONE : random() % 2 == 0 ? PROT_READ
-                                                                         : PROT_READ | PROT_WRITE;
+        s.protection = random() % 3 == 0   ? PROT_NONE
+                       : random() % 2 == 0 ? PROT_READ
+                                           : PROT_READ | PROT_WRITE;
         ::mprotect(p, s.bytes, s.protection);
         break;
       default:
@@ -348,11 +350,13 @@ TEST(Rounds, ExecInTheMiddleIsNoticed) {
   bed.prepare();
   bed.round(RoundKind::precopy);
   shared->command = 1;
-  await([&] {
-    char path[64] = {};
-    const auto n = ::readlink(fmt::format("/proc/{}/exe", source.pid()).c_str(), path, 63);
-    return n > 0 && std::string(path).ends_with("sleep");
-  }, "execve");
+  await(
+      [&] {
+        char path[64] = {};
+        const auto n = ::readlink(fmt::format("/proc/{}/exe", source.pid()).c_str(), path, 63);
+        return n > 0 && std::string(path).ends_with("sleep");
+      },
+      "execve");
   // The same pid, another program: all of its pages are new, all old ones are gone.
   await([&] { return bed.memory().estimate_dirty().value().pages > 10; }, "its pages");
   bed.memory().set_target_layout(bed.space(), {});
@@ -418,7 +422,8 @@ TEST(Rounds, ALostPeerEndsASendAtOnce) {
   bed.stream(1).target.reset(::dup(bed.stream(0).target.get()));  // Closes one end.
   const std::vector<int> streams = bed.source_streams();
   Result<RoundStats> stats = bed.memory().send_round(
-      streams, {.round = 1, .kind = RoundKind::precopy, .ack_timeout_ms = generous_ms, .eager = {}});
+      streams,
+      {.round = 1, .kind = RoundKind::precopy, .ack_timeout_ms = generous_ms, .eager = {}});
   ASSERT_FALSE(stats.ok());
   EXPECT_EQ(stats.error().code(), Errc::peer_lost) << stats.error().what();
 }
@@ -430,7 +435,8 @@ long raw_syscall(long nr, long a, long b, long c, long d, long e, long f) {
   register long r10 asm("r10") = d;
   register long r8 asm("r8") = e;
   register long r9 asm("r9") = f;
-  asm volatile("syscall" : "=a"(result)
+  asm volatile("syscall"
+               : "=a"(result)
                : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
                : "rcx", "r11", "memory");
   return result;

@@ -20,9 +20,13 @@ Result<void> scan_by_ioctl(int pagemap_fd, const MapsView& maps, Harvest& harves
   for (const AreaGroup& group : group_areas(maps)) {
     const std::uint64_t unwanted = sys::page_pfnzero | (group.anonymous ? 0 : sys::page_file);
     TRY(sys::pagemap_scan(pagemap_fd,
-                          {.start = group.start, .end = group.end, .required = 0,
-                           .inverted = unwanted, .any_of = sys::page_present | sys::page_swapped,
-                           .returned = sys::page_huge, .write_protect = false,
+                          {.start = group.start,
+                           .end = group.end,
+                           .required = 0,
+                           .inverted = unwanted,
+                           .any_of = sys::page_present | sys::page_swapped,
+                           .returned = sys::page_huge,
+                           .write_protect = false,
                            .check_registered = false},
                           regions));
   }
@@ -136,8 +140,7 @@ Result<std::unique_ptr<DirtyTracker>> make_soft_dirty_tracker(pid_t pid, Pause p
   if (!sys::soft_dirty_supported())
     return make_error(Errc::unsupported, "this kernel has no soft-dirty bits");
   if (!pause) return make_error(Errc::unsupported, "soft-dirty bits need a way to pause");
-  return std::unique_ptr<DirtyTracker>(
-      std::make_unique<SoftDirtyTracker>(pid, std::move(pause)));
+  return std::unique_ptr<DirtyTracker>(std::make_unique<SoftDirtyTracker>(pid, std::move(pause)));
 }
 
 }  // namespace godwit::memory

@@ -19,9 +19,9 @@ struct ProcessSpace {
   std::string tracker_reason;             // Why not a better one.
   std::unique_ptr<ProcessSource> source;
   bool harvested = false;
-  PageSet at_target;  // The target has content of these (perhaps old).
-  PageSet todo;       // The target lacks the present content of these.
-  PageSet pending;    // Announced for post-copy; disjoint from at_target.
+  PageSet at_target;                        // The target has content of these (perhaps old).
+  PageSet todo;                             // The target lacks the present content of these.
+  PageSet pending;                          // Announced for post-copy; disjoint from at_target.
   std::optional<std::vector<Area>> layout;  // Of the target's skeleton.
 };
 

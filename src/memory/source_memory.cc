@@ -41,8 +41,10 @@ std::vector<Area> kept(const std::vector<Area>& before, const std::vector<Area>&
       part.end = end;
       out.push_back(std::move(part));
     }
-    if (a->end < b->end) ++a;
-    else ++b;
+    if (a->end < b->end)
+      ++a;
+    else
+      ++b;
   }
   return out;
 }
@@ -68,9 +70,7 @@ Result<void> send_runs(StreamWriter& writer, wire::FrameType type, SpaceId space
   return writer.flush();
 }
 
-bool is_last(RoundKind kind) {
-  return kind == RoundKind::last || kind == RoundKind::last_postcopy;
-}
+bool is_last(RoundKind kind) { return kind == RoundKind::last || kind == RoundKind::last_postcopy; }
 
 bool announces(RoundKind kind) {
   return kind == RoundKind::announce || kind == RoundKind::last_postcopy;
@@ -107,9 +107,8 @@ Plan plan_process(SpaceId space, ProcessSpace& p, Harvest harvest, const RoundOp
   }
   plan.send = p.todo;
   if (p.layout) {
-    for_each_gap(*p.layout, [&](std::uint64_t page, std::uint64_t pages) {
-      plan.send.remove(page, pages);
-    });
+    for_each_gap(*p.layout,
+                 [&](std::uint64_t page, std::uint64_t pages) { plan.send.remove(page, pages); });
     stats.pages_held_back += p.todo.count() - plan.send.count();
   }
   if (announces(options.kind)) {
@@ -315,8 +314,8 @@ Result<void> check_complete(const Plan& plan, const SendJob& job) {
   if (lost.pages == 0) return {};
   Result<MapsView> alive = read_areas(plan.process->pid);
   if (!alive.ok()) return std::move(alive).error();
-  return make_error(Errc::refused, "page {:#x} of process {} can't be read",
-                    lost.page * page_bytes, plan.process->pid);
+  return make_error(Errc::refused, "page {:#x} of process {} can't be read", lost.page * page_bytes,
+                    plan.process->pid);
 }
 
 }  // namespace
@@ -328,25 +327,31 @@ Result<RoundStats> SourceMemory::send_round(std::span<const int> streams,
   if (!impl_->acks_due.empty()) TRY(await_ack(streams, impl_->acks_due.back(), 60'000));
 
   const std::int64_t start_us = monotonic_us();
-  std::vector<std::pair<Plan, PageSet>> plans =
-      TRY(plan_round(impl_->processes, options, stats));
+  std::vector<std::pair<Plan, PageSet>> plans = TRY(plan_round(impl_->processes, options, stats));
   if (is_last(options.kind) && stats.pages_held_back != 0)
     return make_error(Errc::internal, "{} pages lie in no mapping of the image",
                       stats.pages_held_back);
   std::vector<SendJob> jobs;
   for (auto& [plan, huge] : plans)
-    jobs.push_back({.space = plan.space, .source = plan.process->source.get(),
-                    .runs = marked_runs(plan.send, huge), .sent = {}, .zero = {},
+    jobs.push_back({.space = plan.space,
+                    .source = plan.process->source.get(),
+                    .runs = marked_runs(plan.send, huge),
+                    .sent = {},
+                    .zero = {},
                     .unreadable = {}});
   std::vector<std::pair<SpaceId, PageSet>> file_drops;
   // An announcing round while the program runs sends nothing.
   if (options.kind != RoundKind::announce) {
     for (auto& [space, file] : impl_->files) {
       std::vector<PageRun> dropped;
-      std::vector<PageRun> runs = TRY(file->source.survey(dropped)
-                                          .with(fmt::format("private file {:#x}", space)));
-      jobs.push_back({.space = space, .source = &file->source, .runs = std::move(runs),
-                      .sent = {}, .zero = {}, .unreadable = {}});
+      std::vector<PageRun> runs =
+          TRY(file->source.survey(dropped).with(fmt::format("private file {:#x}", space)));
+      jobs.push_back({.space = space,
+                      .source = &file->source,
+                      .runs = std::move(runs),
+                      .sent = {},
+                      .zero = {},
+                      .unreadable = {}});
       PageSet drops;
       for (const PageRun& run : dropped) drops.add(run.page, run.pages);
       file_drops.emplace_back(space, std::move(drops));

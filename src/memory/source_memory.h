@@ -12,7 +12,8 @@
 //     memory.send_round(streams, {.round = n, .kind = RoundKind::announce})
 //   freeze; add what is new, remove_space what is gone, set_target_layout from the final image
 //     memory.send_round(streams, {.round = n, .kind = RoundKind::last})            stop, pre-copy
-//     memory.send_round(streams, {.round = n, .kind = RoundKind::last_postcopy})   post-copy, hybrid
+//     memory.send_round(streams, {.round = n, .kind = RoundKind::last_postcopy})   post-copy,
+//     hybrid
 //   post-copy after the grant: memory.serve(urgent, streams)
 //
 // `stop` is: add, freeze, set_target_layout, one round `last`. Without arm() every round sends all.
@@ -40,16 +41,16 @@ enum class RoundKind {
 
 struct RoundStats {
   std::uint64_t round = 0;
-  std::uint64_t pages = 0;          // Sent as data.
-  std::uint64_t bytes = 0;          // On the wire, headers included.
-  std::uint64_t pages_zero = 0;     // Read, found zero, not sent.
-  std::uint64_t pages_dropped = 0;  // Told to the target as gone.
-  std::uint64_t pages_pending = 0;  // Announced for post-copy, so far (all rounds).
+  std::uint64_t pages = 0;            // Sent as data.
+  std::uint64_t bytes = 0;            // On the wire, headers included.
+  std::uint64_t pages_zero = 0;       // Read, found zero, not sent.
+  std::uint64_t pages_dropped = 0;    // Told to the target as gone.
+  std::uint64_t pages_pending = 0;    // Announced for post-copy, so far (all rounds).
   std::uint64_t pages_held_back = 0;  // In areas which the target doesn't have yet.
-  std::int64_t harvest_us = 0;      // Finding out.
-  std::int64_t send_us = 0;         // Reading and sending, until the last byte is in the socket.
-  std::int64_t ack_us = 0;          // From there until the target had everything in place.
-  std::vector<SpaceId> spaces_gone;  // Processes that ended; their spaces are removed.
+  std::int64_t harvest_us = 0;        // Finding out.
+  std::int64_t send_us = 0;           // Reading and sending, until the last byte is in the socket.
+  std::int64_t ack_us = 0;            // From there until the target had everything in place.
+  std::vector<SpaceId> spaces_gone;   // Processes that ended; their spaces are removed.
 };
 
 struct RoundOptions {
@@ -123,7 +124,8 @@ class SourceMemory {
 
   Result<RoundStats> send_round(std::span<const int> streams, const RoundOptions& options);
   // Waits until the target has everything of `round` in place.
-  Result<void> await_ack(std::span<const int> streams, std::uint64_t round, std::int64_t timeout_ms);
+  Result<void> await_ack(std::span<const int> streams, std::uint64_t round,
+                         std::int64_t timeout_ms);
 
   // Without changing anything: how much the program has dirtied since the last round. Private
   // files aren't counted: only reading them tells.

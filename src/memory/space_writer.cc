@@ -175,8 +175,10 @@ Result<void> SpaceWriter::zero(const PageRun& run) {
   for (std::uint64_t page = run.page; page < run.end();) {
     const std::uint64_t pages = std::min<std::uint64_t>(64, run.end() - page);
     const ArrivedRun part{.run = {.page = page, .pages = pages}, .data = zeros};
-    if (is_file()) TRY(write_file(part.run, part.data));
-    else TRY(write_plain(std::span(&part, 1)));
+    if (is_file())
+      TRY(write_file(part.run, part.data));
+    else
+      TRY(write_plain(std::span(&part, 1)));
     page += pages;
   }
   return {};

@@ -33,8 +33,12 @@ void StreamWriter::run(wire::FrameType type, SpaceId space, const PageRun& run) 
   for (std::uint64_t page = run.page; page < run.end();) {
     const std::uint64_t pages =
         std::min<std::uint64_t>(run.end() - page, wire::frame_run_pages_max);
-    header({.type = type, .flags = 0, .space = space, .pages = static_cast<std::uint32_t>(pages),
-            .offset = page * page_bytes, .payload_bytes = 0});
+    header({.type = type,
+            .flags = 0,
+            .space = space,
+            .pages = static_cast<std::uint32_t>(pages),
+            .offset = page * page_bytes,
+            .payload_bytes = 0});
     if (type == wire::FrameType::drop) counts_.dropped_pages += pages;
     if (type == wire::FrameType::pending) counts_.pending_pages += pages;
     page += pages;
@@ -50,9 +54,14 @@ Result<void> StreamWriter::flush() {
 
 Result<void> StreamWriter::end_round(std::uint64_t round) {
   const wire::RoundCountsBytes payload = wire::encode(counts_);
-  header({.type = wire::FrameType::round_end, .flags = 0, .space = 0, .pages = 0, .offset = round,
+  header({.type = wire::FrameType::round_end,
+          .flags = 0,
+          .space = 0,
+          .pages = 0,
+          .offset = round,
           .payload_bytes = payload.size()});
-  iovecs_.push_back({.iov_base = const_cast<std::byte*>(payload.data()), .iov_len = payload.size()});
+  iovecs_.push_back(
+      {.iov_base = const_cast<std::byte*>(payload.data()), .iov_len = payload.size()});
   Result<void> sent = flush();
   counts_ = {};
   return sent;

@@ -30,8 +30,8 @@ namespace godwit::memory {
 
 // Descriptors are borrowed: they stay open until forget_targets() or the end of TargetMemory.
 struct SpaceTarget {
-  pid_t pid = -1;       // Of the skeleton, as this node sees it.
-  int mem_fd = -1;      // /proc/PID/mem, O_RDWR.
+  pid_t pid = -1;   // Of the skeleton, as this node sees it.
+  int mem_fd = -1;  // /proc/PID/mem, O_RDWR.
   // A raw userfaultfd of the skeleton (no UFFDIO_API yet), or -1. Used during the first round and
   // unregistered after it; registers areas that then cannot merge, so pages only go through it
   // where they are many. -1 costs speed, nothing else.
@@ -56,11 +56,11 @@ struct ReceivedRound {
 };
 
 struct PagerStats {
-  std::uint64_t faults = 0;        // Asked the source for.
-  std::uint64_t faults_zero = 0;   // Never populated on the source: zero page at once.
+  std::uint64_t faults = 0;       // Asked the source for.
+  std::uint64_t faults_zero = 0;  // Never populated on the source: zero page at once.
   std::uint64_t pages_left = 0;
   std::uint64_t pages_received = 0;
-  std::int64_t fault_p50_us = 0;   // From reading the fault to waking the program.
+  std::int64_t fault_p50_us = 0;  // From reading the fault to waking the program.
   std::int64_t fault_p99_us = 0;
   std::int64_t fault_max_us = 0;
 };

@@ -85,7 +85,10 @@ class Bed {
   Tracking arm();
   void prepare();  // Makes the skeleton's mappings those of the source; tells the source so.
   RoundStats round(RoundKind kind, std::vector<RoundOptions::Range> eager = {});
-  void freeze() { source_.stop(); prepare(); }
+  void freeze() {
+    source_.stop();
+    prepare();
+  }
   // Every private page of the (stopped) source against the target; how many were compared.
   std::uint64_t compare();
   // Post-copy: pager, registers, go; the source serves until done.

@@ -98,8 +98,10 @@ void Child::stop() {
       CHECK_OR_DIE(::ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0);
       int status;
       CHECK_OR_DIE(::waitpid(tid, &status, __WALL) == tid);
-      if (tid == pid_) threads_.insert(threads_.begin(), tid);
-      else threads_.push_back(tid);
+      if (tid == pid_)
+        threads_.insert(threads_.begin(), tid);
+      else
+        threads_.push_back(tid);
       found_new = true;
     }
     ::closedir(tasks);
@@ -171,8 +173,8 @@ int Child::wait_exit() {
 }
 
 Shared* make_shared_page() {
-  void* page = ::mmap(nullptr, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-                      0);
+  void* page =
+      ::mmap(nullptr, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK_OR_DIE(page != MAP_FAILED);
   return new (page) Shared;
 }
@@ -227,8 +229,8 @@ std::vector<Mapping> mappings(pid_t pid) {
     Mapping m;
     char flags[8];
     unsigned long start, stop, inode;
-    CHECK_OR_DIE(std::sscanf(line.c_str(), "%lx-%lx %7s %*x %*s %lu", &start, &stop, flags,
-                             &inode) == 4);
+    CHECK_OR_DIE(
+        std::sscanf(line.c_str(), "%lx-%lx %7s %*x %*s %lu", &start, &stop, flags, &inode) == 4);
     if (inode != 0 || flags[3] != 'p' || line.find("[v") != std::string::npos) continue;
     m.start = start;
     m.end = stop;
@@ -258,7 +260,8 @@ Bed::Bed(Child& source, Child& target, Settings settings)
   mem_fd_ = sys::open_mem(target.pid(), true).value();
   if (settings.copy_uffd) copy_uffd_ = target.make_uffd();
   fault_uffd_ = target.make_uffd();
-  source_memory_ = std::make_unique<SourceMemory>(SourceMemory::Options{.track = settings.track, .pause = {}});
+  source_memory_ =
+      std::make_unique<SourceMemory>(SourceMemory::Options{.track = settings.track, .pause = {}});
   EXPECT_TRUE(source_memory_->add_process(space(), source.pid()).ok());
   TargetMemory::Options options;
   options.lookup = [this](SpaceId id) -> Result<SpaceTarget> {
@@ -323,8 +326,8 @@ void Bed::prepare() {
           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
       ASSERT_EQ(at, static_cast<long>(m.start));
       if (m.end - m.start >= huge_page_bytes)
-        target_.inject(SYS_madvise, static_cast<long>(m.start),
-                       static_cast<long>(m.end - m.start), MADV_HUGEPAGE);
+        target_.inject(SYS_madvise, static_cast<long>(m.start), static_cast<long>(m.end - m.start),
+                       MADV_HUGEPAGE);
     }
   }
   MapsView maps = read_areas(target_.pid()).value();

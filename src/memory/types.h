@@ -33,7 +33,7 @@ struct PageRun {
 struct Area {
   std::uint64_t start = 0;  // Bytes.
   std::uint64_t end = 0;
-  bool anonymous = true;    // Else: a private mapping of a file.
+  bool anonymous = true;  // Else: a private mapping of a file.
   // Private file mappings: which file, and file offset minus address. Content stays valid across
   // two layouts only where both agree.
   std::string file;

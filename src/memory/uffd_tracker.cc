@@ -39,21 +39,32 @@ bool mremap_clears_bits() {
       UniqueFd pagemap = TRY(sys::open_pagemap(::getpid()));
       std::vector<sys::PageRegion> regions;
       TRY(sys::pagemap_scan(pagemap.get(),
-                            {.start = old_place, .end = old_place + page_bytes, .required = 0,
-                             .inverted = 0, .any_of = 0, .returned = sys::page_written,
-                             .write_protect = true, .check_registered = false}, regions));
+                            {.start = old_place,
+                             .end = old_place + page_bytes,
+                             .required = 0,
+                             .inverted = 0,
+                             .any_of = 0,
+                             .returned = sys::page_written,
+                             .write_protect = true,
+                             .check_registered = false},
+                            regions));
       if (::mremap(from, page_bytes, page_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)
         return os_error("mremap");
       regions.clear();
       TRY(sys::pagemap_scan(pagemap.get(),
-                            {.start = new_place, .end = new_place + page_bytes,
-                             .required = sys::page_written, .inverted = 0, .any_of = 0,
-                             .returned = sys::page_written, .write_protect = false,
-                             .check_registered = false}, regions));
+                            {.start = new_place,
+                             .end = new_place + page_bytes,
+                             .required = sys::page_written,
+                             .inverted = 0,
+                             .any_of = 0,
+                             .returned = sys::page_written,
+                             .write_protect = false,
+                             .check_registered = false},
+                            regions));
       return !regions.empty();
     };
-    void* pages = ::mmap(nullptr, 2 * page_bytes, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* pages =
+        ::mmap(nullptr, 2 * page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED) return false;
     Result<bool> answer = probe(pages, static_cast<char*>(pages) + page_bytes);
     ::munmap(pages, 2 * page_bytes);
@@ -120,27 +131,30 @@ class UffdTracker final : public DirtyTracker {
     if (sys::uffd_register(uffd_.get(), group.start, group.ceiling, sys::UffdMode::write_protect)
             .ok())
       return;
-    auto first = std::lower_bound(
-        maps.content.begin(), maps.content.end(), group.start,
-        [](const Area& area, std::uint64_t start) { return area.start < start; });
+    auto first =
+        std::lower_bound(maps.content.begin(), maps.content.end(), group.start,
+                         [](const Area& area, std::uint64_t start) { return area.start < start; });
     for (auto it = first; it != maps.content.end() && it->end <= group.end; ++it)
       (void)try_register(it->start, it->end);
   }
 
   bool try_register(std::uint64_t start, std::uint64_t end) {
-    Result<void> done =
-        sys::uffd_register(uffd_.get(), start, end, sys::UffdMode::write_protect);
+    Result<void> done = sys::uffd_register(uffd_.get(), start, end, sys::UffdMode::write_protect);
     if (!done.ok() && log_enabled(LogLevel::debug))
       LOG(debug, "pid {}: not tracked, so always dirty: {}", pid_, done.error().what());
     return done.ok();
   }
 
   sys::ScanQuery query(std::uint64_t start, std::uint64_t end, bool anonymous) const {
-    return {.start = start, .end = end, .required = 0, .inverted = no_content(anonymous),
+    return {.start = start,
+            .end = end,
+            .required = 0,
+            .inverted = no_content(anonymous),
             .any_of = sys::page_present | sys::page_swapped,
             .returned = sys::page_wpallowed | sys::page_written | sys::page_huge |
                         (anonymous ? 0 : sys::page_swapped),
-            .write_protect = false, .check_registered = false};
+            .write_protect = false,
+            .check_registered = false};
   }
 
   static void add(const std::vector<sys::PageRegion>& regions, bool all_dirty, bool anonymous,

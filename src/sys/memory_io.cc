@@ -63,8 +63,7 @@ Result<std::uint64_t> vm_write(pid_t pid, std::span<const iovec> from,
   std::array<iovec, iovecs_max> remote;
   const std::size_t count = to_iovecs(to, remote);
   INVARIANT(from.size() <= iovecs_max, "{} pieces", from.size());
-  const ssize_t n =
-      ::process_vm_writev(pid, from.data(), from.size(), remote.data(), count, 0);
+  const ssize_t n = ::process_vm_writev(pid, from.data(), from.size(), remote.data(), count, 0);
   if (n < 0) return vm_error("process_vm_writev", pid, to, errno);
   return static_cast<std::uint64_t>(n);
 }
@@ -78,7 +77,8 @@ Result<void> mem_read(int mem_fd, std::uint64_t address, std::span<std::byte> in
     const ssize_t n = ::pread(mem_fd, into.data(), into.size(), static_cast<off_t>(address));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return os_error(fmt::format("pread(mem, {:#x}, {})", address, into.size()));
-    if (n == 0) return make_error(Errc::tracee_gone, "pread(mem, {:#x}): no address space", address);
+    if (n == 0)
+      return make_error(Errc::tracee_gone, "pread(mem, {:#x}): no address space", address);
     address += static_cast<std::uint64_t>(n);
     into = into.subspan(static_cast<std::size_t>(n));
   }

@@ -80,7 +80,8 @@ bool pagemap_scan_supported() {
   std::vector<PageRegion> out;
   const auto at = reinterpret_cast<std::uint64_t>(probe);
   return pagemap_scan(fd->get(), {.start = at, .end = at + page_bytes, .returned = page_present},
-                      out).ok();
+                      out)
+      .ok();
 }
 
 Result<void> pagemap_read(int pagemap_fd, std::uint64_t first_page, std::span<std::uint64_t> out) {
@@ -101,8 +102,8 @@ Result<void> clear_soft_dirty(pid_t pid) {
 }
 
 bool soft_dirty_supported() {
-  void* memory = ::mmap(nullptr, page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                        -1, 0);
+  void* memory =
+      ::mmap(nullptr, page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return false;
   auto* byte = static_cast<volatile char*>(memory);
   byte[0] = 1;

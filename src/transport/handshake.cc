@@ -68,7 +68,8 @@ Result<HelloFields> parse_hello(const Hello& hello) {
   return fields;
 }
 
-Mac authenticate(const Token& token, std::string_view role, const Hello& hello, const Nonce& nonce) {
+Mac authenticate(const Token& token, std::string_view role, const Hello& hello,
+                 const Nonce& nonce) {
   std::vector<unsigned char> text;
   auto append = [&text](const void* data, std::size_t size) {
     const auto* p = static_cast<const unsigned char*>(data);

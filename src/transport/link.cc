@@ -18,9 +18,8 @@ Result<void> Link::send(const google::protobuf::MessageLite& message, std::int64
   if (!message.SerializeToArray(bytes.data() + 4, static_cast<int>(size)))
     return make_error(Errc::internal, "a message doesn't serialize");
   std::lock_guard lock(*send_lock_);
-  Result<void> sent =
-      send_all(fd_.get(), std::as_bytes(std::span(bytes.data(), bytes.size())),
-               Deadline(timeout_ms));
+  Result<void> sent = send_all(fd_.get(), std::as_bytes(std::span(bytes.data(), bytes.size())),
+                               Deadline(timeout_ms));
   if (!sent.ok() && sent.error().code() == Errc::timeout) {
     // A part may have left; nothing that follows could be understood.
     shutdown();
@@ -100,8 +99,8 @@ Result<Link> connect(const std::string& address, std::uint16_t port, const Token
     TRY(set_blocking(fd.get()));
     return Link(std::move(fd), kind, index);
   };
-  return attempt().with(fmt::format("link {} {} to {}:{}", static_cast<int>(kind), index, address,
-                                    port));
+  return attempt().with(
+      fmt::format("link {} {} to {}:{}", static_cast<int>(kind), index, address, port));
 }
 
 }  // namespace godwit::transport

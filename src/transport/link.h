@@ -38,9 +38,9 @@ Result<Token> token_from_bytes(std::string_view bytes);  // Errc::invalid unless
 enum class LinkKind : std::uint8_t { control = 1, data = 2, urgent = 3 };
 
 struct LinkOptions {
-  std::int64_t dead_after_ms = 10'000;       // A peer silent for so long (not answering TCP) is lost.
-  std::int64_t connect_timeout_ms = 5'000;   // Connect and handshake.
-  std::uint64_t bytes_per_s_max = 0;         // Data links: pacing by the kernel; 0: none.
+  std::int64_t dead_after_ms = 10'000;  // A peer silent for so long (not answering TCP) is lost.
+  std::int64_t connect_timeout_ms = 5'000;  // Connect and handshake.
+  std::uint64_t bytes_per_s_max = 0;        // Data links: pacing by the kernel; 0: none.
 };
 
 inline constexpr std::size_t message_bytes_max = 256u << 20;
@@ -49,7 +49,10 @@ class Link {
  public:
   Link() = default;
   Link(UniqueFd fd, LinkKind kind, std::uint32_t index)
-      : fd_(std::move(fd)), kind_(kind), index_(index), send_lock_(std::make_unique<std::mutex>()) {}
+      : fd_(std::move(fd)),
+        kind_(kind),
+        index_(index),
+        send_lock_(std::make_unique<std::mutex>()) {}
 
   bool valid() const { return fd_.valid(); }
   int fd() const { return fd_.get(); }  // For data and urgent links: memory's streams.
@@ -57,8 +60,8 @@ class Link {
   std::uint32_t index() const { return index_; }  // Number of a data stream, from 0.
 
   // Control links. A message is a u32 little-endian length and the protobuf. Sending from several
-  // threads is safe; one thread receives. A lost peer is Errc::peer_lost, a silent one Errc::timeout
-  // (the link is still good then if no part of a message had come; else peer_lost).
+  // threads is safe; one thread receives. A lost peer is Errc::peer_lost, a silent one
+  // Errc::timeout (the link is still good then if no part of a message had come; else peer_lost).
   Result<void> send(const google::protobuf::MessageLite& message, std::int64_t timeout_ms = 30'000);
   Result<void> receive(google::protobuf::MessageLite& message, std::int64_t timeout_ms);
 

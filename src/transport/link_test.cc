@@ -161,8 +161,7 @@ TEST(Link, AWrongTokenIsRefusedByTheSourceBeforeItProvesAnything) {
   Result<Listener> listener = Listener::open("127.0.0.1", 0, random_token(), {});
   ASSERT_TRUE(listener.ok());
   auto accepting = std::async(std::launch::async, [&] { return listener->accept(500); });
-  Result<Link> link =
-      connect("127.0.0.1", listener->port(), random_token(), LinkKind::data, 0, {});
+  Result<Link> link = connect("127.0.0.1", listener->port(), random_token(), LinkKind::data, 0, {});
   ASSERT_FALSE(link.ok());
   EXPECT_EQ(link.error().code(), Errc::permission);
   EXPECT_EQ(accepting.get().error().code(), Errc::timeout);
@@ -194,7 +193,8 @@ TEST(Listener, SilentAndTalkativeStrangersDontBlockALink) {
     strangers.push_back(stranger_to(listener->port()));
     if (i % 2 == 0) {
       ASSERT_GT(::send(strangers.back().get(), "GET / HTTP/1.1\r\nHost: somewhere.example\r\n\r\n",
-                       44, MSG_NOSIGNAL), 0);
+                       44, MSG_NOSIGNAL),
+                0);
     }
   }
   auto accepting = std::async(std::launch::async, [&] { return listener->accept(generous_ms); });
@@ -226,8 +226,8 @@ TEST(Link, ConnectIsBounded) {
   socklen_t size = sizeof at->storage;
   ASSERT_EQ(::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&at->storage), &size), 0);
   std::uint16_t port = ntohs(reinterpret_cast<sockaddr_in*>(&at->storage)->sin_port);
-  Result<Link> link = connect("127.0.0.1", port, random_token(), LinkKind::control, 0,
-                              {.connect_timeout_ms = 50});
+  Result<Link> link =
+      connect("127.0.0.1", port, random_token(), LinkKind::control, 0, {.connect_timeout_ms = 50});
   ASSERT_FALSE(link.ok());
   EXPECT_EQ(link.error().code(), Errc::timeout);
   EXPECT_EQ(numeric_address("localhost", 1).error().code(), Errc::invalid);
@@ -238,7 +238,8 @@ TEST(Handshake, CodesDependOnEveryInput) {
   Hello hello = make_hello(LinkKind::data, 1, Nonce{});
   const Mac base = authenticate(token, source_role, hello, Nonce{});
   EXPECT_NE(base, authenticate(token, target_role, hello, Nonce{}));
-  EXPECT_NE(base, authenticate(token, source_role, make_hello(LinkKind::data, 2, Nonce{}), Nonce{}));
+  EXPECT_NE(base,
+            authenticate(token, source_role, make_hello(LinkKind::data, 2, Nonce{}), Nonce{}));
   EXPECT_NE(base, authenticate(token, source_role, hello, random_nonce()));
   EXPECT_NE(base, authenticate(random_token(), source_role, hello, Nonce{}));
   hello[5] = std::byte{9};

@@ -26,7 +26,8 @@ class Stranger {
 
   Progress advance(const Token& token) {
     while (true) {
-      std::span<std::byte> into = greeted_ ? std::span<std::byte>(proof_) : std::span<std::byte>(hello_);
+      std::span<std::byte> into =
+          greeted_ ? std::span<std::byte>(proof_) : std::span<std::byte>(hello_);
       ssize_t n = ::recv(fd_.get(), into.data() + have_, into.size() - have_, MSG_DONTWAIT);
       if (n < 0 && errno == EINTR) continue;
       if (n < 0 && errno == EAGAIN) return Progress::waiting;
@@ -140,7 +141,8 @@ Result<Listener> Listener::open(const std::string& address, std::uint16_t port, 
   const int on = 1;
   if (::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0)
     return os_error("setsockopt(SO_REUSEADDR)");
-  if (::bind(fd, at.get(), at.size) != 0) return os_error(fmt::format("bind({}:{})", address, port));
+  if (::bind(fd, at.get(), at.size) != 0)
+    return os_error(fmt::format("bind({}:{})", address, port));
   if (::listen(fd, static_cast<int>(strangers_max)) != 0) return os_error("listen");
   socklen_t size = sizeof at.storage;
   if (::getsockname(fd, reinterpret_cast<sockaddr*>(&at.storage), &size) != 0)

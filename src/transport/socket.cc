@@ -114,8 +114,8 @@ Result<void> set_int(int fd, int level, int option, const char* name, int value)
 }  // namespace
 
 Result<void> tune(int fd, LinkKind kind, const LinkOptions& options) {
-  const int dead_ms = static_cast<int>(std::clamp<std::int64_t>(options.dead_after_ms, 1'000,
-                                                                 600'000));
+  const int dead_ms =
+      static_cast<int>(std::clamp<std::int64_t>(options.dead_after_ms, 1'000, 600'000));
   TRY(set_int(fd, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY", 1));
   // Unacknowledged data, and a window that stays closed, end the connection after this long...
   TRY(set_int(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT", dead_ms));

@@ -27,9 +27,11 @@ static_assert(frame_offset_end + frame_run_pages_max * page_bytes > frame_offset
               "the end of a run fits into 64 bits");
 
 Error bad(const FrameHeader& h, const char* why) {
-  return make_error(Errc::invalid, "frame type={} flags={:#x} space={:#x} pages={} offset={:#x} "
-                    "payload={}: {}", static_cast<unsigned>(h.type), h.flags, h.space, h.pages,
-                    h.offset, h.payload_bytes, why);
+  return make_error(Errc::invalid,
+                    "frame type={} flags={:#x} space={:#x} pages={} offset={:#x} "
+                    "payload={}: {}",
+                    static_cast<unsigned>(h.type), h.flags, h.space, h.pages, h.offset,
+                    h.payload_bytes, why);
 }
 
 Result<void> check_run(const FrameHeader& h, std::uint32_t pages_max) {

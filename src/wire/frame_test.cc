@@ -10,16 +10,20 @@ namespace godwit::wire {
 namespace {
 
 FrameHeader data_frame() {
-  return {.type = FrameType::data, .flags = frame_flag_huge, .space = 0x01020304, .pages = 256,
-          .offset = 0x7f1122334000, .payload_bytes = 256 * page_bytes};
+  return {.type = FrameType::data,
+          .flags = frame_flag_huge,
+          .space = 0x01020304,
+          .pages = 256,
+          .offset = 0x7f1122334000,
+          .payload_bytes = 256 * page_bytes};
 }
 
 TEST(Frame, HasTheBytesOfItsFormat) {
   const unsigned char golden[frame_header_bytes] = {
-      'G',  'W',  'P',  'F',  1,    0,    1,    0,     // magic, type, flags
-      0x04, 0x03, 0x02, 0x01, 0x00, 0x01, 0,    0,     // space, pages
-      0x00, 0x40, 0x33, 0x22, 0x11, 0x7f, 0,    0,     // offset
-      0x00, 0x00, 0x10, 0x00, 0,    0,    0,    0};    // payload_bytes
+      'G',  'W',  'P',  'F',  1,    0,    1, 0,   // magic, type, flags
+      0x04, 0x03, 0x02, 0x01, 0x00, 0x01, 0, 0,   // space, pages
+      0x00, 0x40, 0x33, 0x22, 0x11, 0x7f, 0, 0,   // offset
+      0x00, 0x00, 0x10, 0x00, 0,    0,    0, 0};  // payload_bytes
   FrameHeaderBytes bytes = encode(data_frame());
   for (std::size_t i = 0; i < sizeof golden; ++i)
     EXPECT_EQ(std::to_integer<int>(bytes[i]), golden[i]) << "byte " << i;
