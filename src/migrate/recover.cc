@@ -1,0 +1,73 @@
+#include "migrate/recover.h"
+
+#include "capsule/shell.h"
+#include "capture/describe.h"
+#include "capture/freeze.h"
+#include "migrate/capsule_files.h"
+#include "migrate/file_identity.h"
+#include "migrate/shell_adapter.h"
+
+namespace godwit::migrate {
+namespace {
+
+wire::Report report_of(const Result<void>& outcome) {
+  wire::Report report;
+  report.set_outcome(outcome.ok() ? wire::Report::DONE : wire::Report::FAILED);
+  if (!outcome.ok()) report.set_reason(outcome.error().what());
+  return report;
+}
+
+Result<void> recover(const NodeEnv& env, const wire::RecoverOrder& order) {
+  CapsuleId id{order.capsule()};
+  if (order.action() == wire::RecoverOrder::DESTROY) return capsule::Shell::destroy(env, id);
+  capsule::Shell shell = TRY(capsule::Shell::open(env, id));
+  TRY(capture::recover(TRY(tree_of(shell))));
+  return shell.init().relay_go();
+}
+
+Result<void> freeze(const NodeEnv& env, const wire::FreezeOrder& order) {
+  capsule::Shell shell = TRY(capsule::Shell::open(env, CapsuleId{order.capsule()}));
+  // Thawing is the same as after a tracer's death: contexts are made clean first.
+  if (!order.frozen()) return capture::recover(TRY(tree_of(shell)));
+  capture::FrozenTree tree = TRY(capture::freeze(TRY(tree_of(shell))));
+  TRY(tree.seal());
+  tree.commit();
+  return {};
+}
+
+Result<std::vector<std::string>> check(const NodeEnv& env, const wire::CheckOrder& order) {
+  capsule::Shell shell = TRY(capsule::Shell::open(env, CapsuleId{order.capsule()}));
+  std::vector<std::string> reasons = TRY(capture::preflight(TRY(tree_of(shell))));
+  if (!reasons.empty()) return reasons;  // What can't be described can't be checked further.
+  capture::LiveDescription live = TRY(capture::describe_live(TRY(tree_of(shell))));
+  std::string root = fmt::format("/proc/{}/root", shell.init_pid());
+  CapsuleFiles files(root);
+  TRY(files.collect(live.capsule, live.node_pids));
+  FileIdentity identity(root, {order.shared_dirs().begin(), order.shared_dirs().end()});
+  TRY(identity.identify(live.capsule, reasons));
+  return reasons;
+}
+
+}  // namespace
+
+wire::Report run_recover(const NodeEnv& env, const wire::RecoverOrder& order) {
+  return report_of(recover(env, order));
+}
+
+wire::Report run_freeze(const NodeEnv& env, const wire::FreezeOrder& order) {
+  return report_of(freeze(env, order));
+}
+
+wire::Report run_check(const NodeEnv& env, const wire::CheckOrder& order) {
+  Result<std::vector<std::string>> reasons = check(env, order);
+  wire::Report report;
+  report.set_outcome(reasons.ok() ? wire::Report::DONE : wire::Report::FAILED);
+  if (!reasons.ok()) {
+    report.set_reason(reasons.error().what());
+    return report;
+  }
+  for (const std::string& reason : *reasons) report.add_reasons(reason);
+  return report;
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,53 @@
+#include "migrate/shell_adapter.h"
+
+#include <fcntl.h>
+
+#include "base/io.h"
+
+namespace godwit::migrate {
+
+Result<capture::TreeRef> tree_of(capsule::Shell& shell) {
+  capture::TreeRef tree{.freezer_path = shell.freezer_path(),
+                        .freezer_v2 = shell.freezer_v2(),
+                        .init_pid = shell.init_pid()};
+  capsule::Stdio stdio = TRY(shell.init().stdio());
+  constexpr int pipes = 1, pty = 2;
+  if (stdio.info.kind == pipes) tree.stdio.kind = capture::TreeStdio::Kind::pipes;
+  if (stdio.info.kind == pty) tree.stdio.kind = capture::TreeStdio::Kind::pty;
+  tree.stdio.device = stdio.info.device;
+  for (std::size_t i = 0; i < 3; ++i) tree.stdio.inode[i] = stdio.info.inode[i];
+  return tree;
+}
+
+Result<restore::SkeletonSource::Forked> ShellAdapter::fork_skeleton(pid_t pid) {
+  capsule::Skeleton made = TRY(shell_.init().skeleton(pid));
+  TRY(shell_.tree().add(made.node_pid));
+  return Forked{.node_pid = made.node_pid,
+                .channel = std::move(made.channel),
+                .channel_there = made.channel_remote};
+}
+
+Result<UniqueFd> ShellAdapter::set_clocks(std::int64_t monotonic_delta_ns,
+                                          std::int64_t boottime_delta_ns) {
+  return shell_.init().clocks(
+      {.monotonic_ns = monotonic_delta_ns, .boottime_ns = boottime_delta_ns});
+}
+
+Result<UniqueFd> ShellAdapter::stdio(std::uint32_t index) {
+  capsule::Stdio stdio = TRY(shell_.init().stdio());
+  // A terminal is one description for all three.
+  std::size_t at = stdio.fds.size() == 1 ? 0 : index;
+  if (at >= stdio.fds.size())
+    return make_error(Errc::invalid, "the capsule has no stdio {}", index);
+  return std::move(stdio.fds[at]);
+}
+
+Result<UniqueFd> ShellAdapter::root() {
+  return open_fd(fmt::format("/proc/{}/root", shell_.init_pid()), O_PATH | O_DIRECTORY);
+}
+
+Result<void> ShellAdapter::set_last_pid(pid_t pid) { return shell_.init().set_last_pid(pid); }
+Result<void> ShellAdapter::freeze_tree() { return shell_.tree().freeze(); }
+Result<void> ShellAdapter::thaw_tree() { return shell_.tree().thaw(); }
+
+}  // namespace godwit::migrate

@@ -1,0 +1,491 @@
+#include "migrate/source.h"
+
+#include <sys/user.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <map>
+#include <optional>
+#include <set>
+
+#include "base/clock.h"
+#include "base/guard.h"
+#include "base/log.h"
+#include "capsule/shell.h"
+#include "capture/describe.h"
+#include "capture/freeze.h"
+#include "memory/source_memory.h"
+#include "migrate/capsule_files.h"
+#include "migrate/commit_record.h"
+#include "migrate/file_identity.h"
+#include "migrate/round_policy.h"
+#include "migrate/shell_adapter.h"
+#include "restore/restorer.h"
+#include "sys/namespaces.h"
+#include "transport/link.h"
+#include "wire/migrate.pb.h"
+
+namespace godwit::migrate {
+namespace {
+
+constexpr std::uint32_t default_streams = 2;
+// How long the target may take for what it does before the freeze. Nothing waits meanwhile but us.
+constexpr std::int64_t prepare_ms_max = 120'000;
+// How long it may take in the freeze before we rather go on here.
+constexpr std::int64_t finish_ms_max = 60'000;
+// After the grant was sent: then the doubt is the daemon's, which asks as long as it takes.
+constexpr std::int64_t running_ms_max = 15'000;
+
+// A running program can remove files faster than we describe it, but not forever.
+constexpr int describe_attempts_max = 5;
+
+class Source {
+ public:
+  Source(const NodeEnv& env, const wire::SourceOrder& order, EventSink& sink)
+      : env_(env), order_(order), id_{order.capsule()}, epoch_{order.epoch()}, reporter_(sink),
+        memory_({}) {}
+
+  wire::Report run();
+
+ private:
+  // The phases, in order. Each leaves the capsule running here if it fails, up to give_up.
+  Result<void> open();
+  Result<void> preflight();
+  Result<void> connect();
+  Result<void> prepare();
+  Result<void> arm();
+  Result<RoundDecision> rounds();
+  Result<void> move(const RoundDecision& decision);
+  Result<void> copy_frozen(capture::FrozenTree& tree, bool postcopy);
+  Result<void> commit(capture::FrozenTree& tree);
+  Result<void> drain();
+  Result<void> release();
+
+  Result<void> send_prepare(image::Capsule image);
+  Result<void> survey(image::Capsule& image, const PidMap& node_pids);
+  Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
+  Result<void> follow_changes();
+  Result<void> send_clocks();
+  static std::vector<memory::RoundOptions::Range> touched_at_once(const image::Capsule& image);
+  Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
+                                        std::vector<memory::RoundOptions::Range> eager = {});
+  Result<void> expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
+                      std::int64_t timeout_ms);
+  Error refused(const std::vector<std::string>& reasons) const;
+  void note_round(const memory::RoundStats& stats);
+  void conclude(const Error& error);
+
+  const NodeEnv& env_;
+  const wire::SourceOrder& order_;
+  CapsuleId id_;
+  Epoch epoch_;
+  Reporter reporter_;
+
+  std::optional<capsule::Shell> shell_;
+  std::optional<capture::TreeRef> tree_;
+  std::optional<CommitRecord> journal_;
+  std::optional<FileIdentity> identity_;
+  std::optional<CapsuleFiles> files_;
+  transport::Link control_, urgent_;
+  std::vector<transport::Link> data_;
+  std::vector<int> streams_;
+  memory::SourceMemory memory_;
+  memory::Tracking tracking_;
+  image::Capsule prepared_;  // What the target has built so far.
+  std::set<std::uint32_t> sent_files_;  // Private files whose present content the target has.
+  std::uint64_t next_round_ = 0;
+  std::int64_t round_trip_us_ = 0;
+  std::int64_t frozen_at_us_ = 0;
+  bool given_up_ = false;
+  bool postcopy_ = false;
+};
+
+wire::Report Source::run() {
+  auto all = [&]() -> Result<void> {
+    TRY(open());
+    TRY(preflight());
+    TRY(connect());
+    TRY(prepare());
+    RoundDecision decision = TRY(rounds());
+    TRY(move(decision));
+    if (postcopy_) TRY(drain());
+    return release();
+  };
+  Result<void> outcome = all();
+  if (outcome.ok())
+    reporter_.report().set_outcome(wire::Report::MOVED);
+  else
+    conclude(outcome.error());
+  return reporter_.finish();
+}
+
+// Says where the capsule is now. By the time we get here, guards have put things back.
+void Source::conclude(const Error& error) {
+  wire::Report& report = reporter_.report();
+  report.set_reason(error.what());
+  if (!given_up_) {
+    report.set_outcome(wire::Report::STAYED);
+    // Tell the target why; if it can't hear us, the end of the link tells it as much.
+    if (control_.valid() && error.code() != Errc::peer_lost) {
+      wire::ToTarget message;
+      message.mutable_abort()->set_reason(error.what());
+      if (Result<void> sent = control_.send(message, running_ms_max); !sent.ok())
+        LOG(info, "target not told: {}", sent.error().what());
+    }
+    if (journal_) {
+      auto kept = journal_->change(epoch_, static_cast<std::uint32_t>(SourceState::attempting),
+                                   static_cast<std::uint32_t>(SourceState::kept));
+      if (!kept.ok()) LOG(error, "journal: {}", kept.error().what());
+    }
+    return;
+  }
+  report.set_outcome(wire::Report::IN_DOUBT);
+}
+
+Error Source::refused(const std::vector<std::string>& reasons) const {
+  std::string all;
+  for (const std::string& reason : reasons) all += (all.empty() ? "" : "; ") + reason;
+  for (const std::string& reason : reasons) {
+    // Kept apart for `can-migrate` and --json.
+    const_cast<Reporter&>(reporter_).report().add_reasons(reason);
+  }
+  return Error(Errc::refused, all);
+}
+
+Result<void> Source::open() {
+  reporter_.phase("preflight");
+  reporter_.report().set_mode(order_.mode());
+  shell_ = TRY(capsule::Shell::open(env_, id_));
+  tree_ = TRY(tree_of(*shell_));
+  std::string root = fmt::format("/proc/{}/root", shell_->init_pid());
+  std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());
+  identity_.emplace(root, std::move(shared));
+  files_.emplace(root);
+  // From here our death is somebody's business: the record says who we are.
+  RecordContent record;
+  record.state = static_cast<std::uint32_t>(SourceState::attempting);
+  record.epoch = epoch_;
+  record.boot = order_.target_boot();
+  record.worker_pid = ::getpid();
+  record.worker_start_ticks = TRY(process_start_ticks(::getpid()));
+  journal_ = TRY(CommitRecord::create(journal_path(env_, id_), record, false));
+  return {};
+}
+
+Result<void> Source::preflight() {
+  std::vector<std::string> reasons = TRY(capture::preflight(*tree_));
+  if (!reasons.empty()) return refused(reasons);
+  return {};
+}
+
+Result<void> Source::connect() {
+  reporter_.phase("connect");
+  transport::Token token = TRY(transport::token_from_bytes(order_.token()));
+  auto port = static_cast<std::uint16_t>(order_.target_port());
+  auto link = [&](transport::LinkKind kind, std::uint32_t index) {
+    return transport::connect(order_.target_address(), port, token, kind, index, {});
+  };
+  control_ = TRY(link(transport::LinkKind::control, 0));
+  std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
+  for (std::uint32_t i = 0; i < streams; ++i) {
+    data_.push_back(TRY(link(transport::LinkKind::data, i)));
+    streams_.push_back(data_.back().fd());
+  }
+  urgent_ = TRY(link(transport::LinkKind::urgent, 0));
+  wire::ToSource hello;
+  return expect(hello, wire::ToSource::kHello, prepare_ms_max);
+}
+
+// The next message from the target must be `which`; a `failed` one is the target's reason.
+Result<void> Source::expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
+                            std::int64_t timeout_ms) {
+  TRY(control_.receive(reply, timeout_ms).with("target"));
+  if (reply.has_failed())
+    return make_error(reply.failed().refused() ? Errc::refused : Errc::peer_lost,
+                      "the target: {}", reply.failed().reason());
+  if (reply.message_case() != which)
+    return make_error(Errc::invalid, "the target sent message {}, expected {}",
+                      static_cast<int>(reply.message_case()), static_cast<int>(which));
+  return {};
+}
+
+Result<void> Source::send_prepare(image::Capsule image) {
+  wire::ToTarget message;
+  *message.mutable_prepare()->mutable_so_far() = image;
+  std::int64_t sent_us = monotonic_us();
+  TRY(control_.send(message));
+  wire::ToSource reply;
+  TRY(expect(reply, wire::ToSource::kPrepared, prepare_ms_max));
+  round_trip_us_ = monotonic_us() - sent_us;
+  for (const image::Process& process : image.processes())
+    memory_.set_target_layout(static_cast<memory::SpaceId>(process.pid()),
+                              memory::content_areas(process.mm()));
+  prepared_ = std::move(image);
+  return {};
+}
+
+// Spaces follow the image: what is new is added, what is gone is removed.
+Result<void> Source::add_spaces(const image::Capsule& image, const PidMap& node_pids) {
+  std::set<memory::SpaceId> wanted;
+  for (const image::Process& process : image.processes()) {
+    auto space = static_cast<memory::SpaceId>(process.pid());
+    wanted.insert(space);
+    if (memory_.has_space(space)) continue;
+    auto pid = node_pids.find(process.pid());
+    if (pid == node_pids.end())
+      return make_error(Errc::tracee_gone, "process {} is gone", process.pid());
+    TRY(memory_.add_process(space, pid->second));
+  }
+  for (const image::PrivateFile& file : image.private_files()) {
+    if (file.space() == 0 || sent_files_.contains(file.id())) continue;
+    wanted.insert(file.space());
+    if (memory_.has_space(file.space())) continue;
+    TRY(memory_.add_file(file.space(), TRY(files_->open(file.id()))));
+  }
+  for (const image::Process& process : prepared_.processes())
+    if (!wanted.contains(static_cast<memory::SpaceId>(process.pid())))
+      memory_.remove_space(static_cast<memory::SpaceId>(process.pid()));
+  for (const image::PrivateFile& file : prepared_.private_files())
+    if (file.space() != 0 && !wanted.contains(file.space())) memory_.remove_space(file.space());
+  return {};
+}
+
+// Completes a description: private files, and which files of the target must be the same.
+Result<void> Source::survey(image::Capsule& image, const PidMap& node_pids) {
+  *image.mutable_spec() = shell_->spec();
+  std::map<std::uint32_t, bool> unchanged = TRY(files_->collect(image, node_pids));
+  std::erase_if(sent_files_, [&](std::uint32_t id) { return !unchanged.contains(id); });
+  std::vector<std::string> reasons;
+  TRY(identity_->identify(image, reasons));
+  if (!reasons.empty()) return refused(reasons);
+  return add_spaces(image, node_pids);
+}
+
+// The target's mappings and files follow those of the running program.
+Result<void> Source::follow_changes() {
+  for (int attempt = 1;; ++attempt) {
+    capture::LiveDescription live = TRY(capture::describe_live(*tree_));
+    Result<void> surveyed = survey(live.capsule, live.node_pids);
+    if (surveyed.ok()) return send_prepare(std::move(live.capsule));
+    // The program removed a file between the two looks.
+    if (surveyed.error().sys_errno() != ENOENT || attempt == describe_attempts_max) return surveyed;
+  }
+}
+
+// Small and by itself: the capsule's clocks on the target are behind by what this message takes, and the
+// target waits that out in the freeze.
+Result<void> Source::send_clocks() {
+  std::vector<pid_t> pids = TRY(shell_->tree().pids());
+  if (pids.empty()) return make_error(Errc::tracee_gone, "the program has ended");
+  sys::TimeOffsets theirs = TRY(sys::time_offsets_of(pids.front()));
+  sys::TimeOffsets ours = TRY(sys::time_offsets_of(::getpid()));
+  wire::ToTarget message;
+  image::Clocks& clocks = *message.mutable_clocks();
+  clocks.set_monotonic_ns(monotonic_ns() + theirs.monotonic_ns - ours.monotonic_ns);
+  clocks.set_boottime_ns(boottime_ns() + theirs.boottime_ns - ours.boottime_ns);
+  clocks.set_realtime_ns(realtime_ns());
+  return control_.send(message);
+}
+
+Result<void> Source::prepare() {
+  reporter_.phase("prepare");
+  TRY(send_clocks());
+  return follow_changes();
+}
+
+// One short freeze: each process makes a userfaultfd and we fetch it. Everything else about
+// tracking happens while the program runs.
+Result<void> Source::arm() {
+  std::map<pid_t, UniqueFd> uffds;
+  {
+    capture::FrozenTree tree = TRY(capture::freeze(*tree_));
+    for (capture::FrozenProcess& process : tree.processes())
+      uffds[process.pid] = TRY(capture::make_userfaultfd(tree, process));
+    TRY(tree.thaw());
+  }
+  tracking_ = TRY(memory_.arm([&](pid_t pid) -> Result<UniqueFd> {
+    auto made = uffds.find(pid);
+    if (made == uffds.end()) return make_error(Errc::tracee_gone, "process {} is gone", pid);
+    return std::move(made->second);
+  }));
+  return {};
+}
+
+void Source::note_round(const memory::RoundStats& stats) {
+  wire::Report& report = reporter_.report();
+  wire::Round& round = *report.add_rounds();
+  round.set_pages(stats.pages);
+  round.set_bytes(stats.bytes);
+  round.set_us(stats.harvest_us + stats.send_us + stats.ack_us);
+  report.set_bytes_sent(report.bytes_sent() + stats.bytes);
+  report.set_pages_sent(report.pages_sent() + stats.pages);
+  report.set_pages_zero(report.pages_zero() + stats.pages_zero);
+}
+
+Result<memory::RoundStats> Source::send_round(
+    memory::RoundKind kind, std::int64_t ack_timeout_ms,
+    std::vector<memory::RoundOptions::Range> eager) {
+  std::uint64_t number = next_round_++;
+  if (kind == memory::RoundKind::precopy || kind == memory::RoundKind::announce) {
+    // In rounds the target waits for what it is told to wait for; in the freeze it knows from `finish`.
+    wire::ToTarget message;
+    message.mutable_round()->set_round(static_cast<std::uint32_t>(number));
+    TRY(control_.send(message));
+  }
+  memory::RoundStats stats = TRY(memory_.send_round(
+      streams_, {.round = number, .kind = kind, .ack_timeout_ms = ack_timeout_ms,
+                 .eager = std::move(eager)}));
+  note_round(stats);
+  if (kind != memory::RoundKind::announce)
+    for (const image::PrivateFile& file : prepared_.private_files())
+      if (memory_.has_space(file.space())) sent_files_.insert(file.id());
+  return stats;
+}
+
+Result<RoundDecision> Source::rounds() {
+  bool wants_rounds = order_.mode() != wire::STOP && order_.mode() != wire::POSTCOPY;
+  if (wants_rounds) {
+    reporter_.phase("arm");
+    TRY(arm());
+  }
+  RoundPolicy policy(order_.mode(), order_.downtime_target_us(),
+                     tracking_.kind != memory::TrackerKind::none, true);
+  RoundDecision decision = policy.first();
+  while (decision.next == Next::another_round) {
+    reporter_.phase(fmt::format("round {}", next_round_));
+    std::int64_t began = monotonic_us();
+    memory::RoundStats stats = TRY(send_round(memory::RoundKind::precopy, prepare_ms_max));
+    std::int64_t us = monotonic_us() - began;
+    memory::DirtyEstimate dirty = TRY(memory_.estimate_dirty());
+    decision = policy.after({.bytes = stats.bytes, .us = us}, dirty.pages * page_bytes);
+    reporter_.report().set_dirty_bytes_per_s(policy.dirty_bytes_per_s());
+    reporter_.report().set_link_bytes_per_s(policy.bytes_per_s());
+    reporter_.progress(dirty.pages * page_bytes);
+    TRY(follow_changes());  // So that the freeze finds little to change.
+  }
+  LOG(info, "rounds end: {}", decision.reason);
+  reporter_.report().set_reason(decision.reason);
+  postcopy_ = decision.next == Next::freeze_for_postcopy;
+  if (postcopy_ && next_round_ > 0)
+    TRY(send_round(memory::RoundKind::announce, prepare_ms_max));
+  return decision;
+}
+
+Result<void> Source::move(const RoundDecision&) {
+  reporter_.phase("freeze");
+  frozen_at_us_ = monotonic_us();
+  capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true}));
+  // From here no page of the tree can change. Every early return thaws.
+  Guard relay([&] {
+    if (Result<void> r = shell_->init().relay_go(); !r.ok())
+      LOG(error, "relay does not go on: {}", r.error().what());
+  });
+  TRY(copy_frozen(tree, postcopy_));
+  TRY(commit(tree));
+  relay.commit();
+  return {};
+}
+
+Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
+  image::Capsule final;
+  TRY(tree.describe(final));
+  PidMap node_pids;
+  for (const capture::FrozenProcess& process : tree.processes())
+    node_pids[process.pid_inside] = process.pid;
+  TRY(survey(final, node_pids));
+  TRY(identity_->flush_shared(final));
+
+  reporter_.phase("final copy");
+  if (!same_layout(prepared_, final)) TRY(send_prepare(final));
+  wire::ToTarget message;
+  wire::Finish& finish = *message.mutable_finish();
+  finish.set_relay_state(TRY(shell_->init().relay_get()));
+  finish.set_round(static_cast<std::uint32_t>(next_round_));
+  finish.set_postcopy(postcopy);
+  auto eager = postcopy ? touched_at_once(final) : std::vector<memory::RoundOptions::Range>{};
+  *finish.mutable_final() = std::move(final);
+  // The image first: the target works on it while pages still come.
+  TRY(control_.send(message));
+  TRY(send_round(postcopy ? memory::RoundKind::last_postcopy : memory::RoundKind::last, 0,
+                 std::move(eager)));
+  wire::ToSource reply;
+  TRY(expect(reply, wire::ToSource::kReady, finish_ms_max));
+  return {};
+}
+
+// Post-copy: pages that the target's kernel touches while it restores, and those that every thread
+// touches with its first instructions; asking for them one by one would be the first thing it does.
+std::vector<memory::RoundOptions::Range> Source::touched_at_once(const image::Capsule& image) {
+  std::vector<memory::RoundOptions::Range> ranges;
+  for (const image::Process& process : image.processes()) {
+    auto space = static_cast<memory::SpaceId>(process.pid());
+    for (const restore::MemoryRange& range : restore::Restorer::pages_needed(process))
+      ranges.push_back({.space = space, .start = range.start, .end = range.end});
+    for (const image::Thread& thread : process.threads()) {
+      user_regs_struct regs{};
+      if (thread.regs().size() != sizeof regs) continue;
+      std::memcpy(&regs, thread.regs().data(), sizeof regs);
+      ranges.push_back({.space = space, .start = regs.rsp & ~(page_bytes - 1),
+                        .end = (regs.rsp & ~(page_bytes - 1)) + 2 * page_bytes});
+      ranges.push_back({.space = space, .start = regs.fs_base & ~(page_bytes - 1),
+                        .end = (regs.fs_base & ~(page_bytes - 1)) + page_bytes});
+    }
+  }
+  return ranges;
+}
+
+Result<void> Source::commit(capture::FrozenTree& tree) {
+  reporter_.phase("commit");
+  TRY(tree.seal());
+  std::uint32_t stands = TRY(journal_->change(epoch_, static_cast<std::uint32_t>(SourceState::attempting),
+                                              static_cast<std::uint32_t>(SourceState::given_up)));
+  if (stands != static_cast<std::uint32_t>(SourceState::given_up))
+    return make_error(Errc::refused, "the migration was called off");
+
+  // Commit point: once the grant leaves, the target may run even if its reply is lost. From here
+  // only the target's record may thaw the source.
+  given_up_ = true;
+  tree.commit();
+  wire::ToTarget message;
+  message.mutable_grant()->set_epoch(epoch_.value);
+  TRY(control_.send(message));
+  wire::ToSource reply;
+  TRY(expect(reply, wire::ToSource::kRunning, running_ms_max));
+  reporter_.report().set_downtime_us(monotonic_us() - frozen_at_us_ - round_trip_us_ / 2);
+  return {};
+}
+
+Result<void> Source::drain() {
+  reporter_.phase("drain");
+  memory::DrainStats stats = TRY(memory_.serve(urgent_.fd(), streams_, next_round_++));
+  wire::Report& report = reporter_.report();
+  report.set_bytes_sent(report.bytes_sent() + stats.bytes);
+  report.set_pages_sent(report.pages_sent() + stats.pages_pushed + stats.pages_requested +
+                        stats.pages_neighbour);
+  report.set_pages_zero(report.pages_zero() + stats.pages_zero);
+  report.set_drain_us(stats.us);
+  wire::ToSource reply;
+  TRY(expect(reply, wire::ToSource::kDrained, finish_ms_max));
+  report.set_faults(reply.drained().faults());
+  report.set_fault_p50_us(reply.drained().fault_p50_us());
+  report.set_fault_p99_us(reply.drained().fault_p99_us());
+  return {};
+}
+
+Result<void> Source::release() {
+  reporter_.phase("release");
+  auto released = journal_->change(epoch_, static_cast<std::uint32_t>(SourceState::given_up),
+                                   static_cast<std::uint32_t>(SourceState::released));
+  if (!released.ok()) LOG(error, "journal: {}", released.error().what());
+  // The capsule is on the target; what fails here is cleaning up, which godwitd tries again.
+  if (Result<void> r = shell_->destroy(); !r.ok()) LOG(error, "release: {}", r.error().what());
+  return {};
+}
+
+}  // namespace
+
+wire::Report run_source(const NodeEnv& env, const wire::SourceOrder& order, EventSink& sink) {
+  return Source(env, order, sink).run();
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,342 @@
+#include "migrate/target.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <map>
+#include <optional>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "capsule/shell.h"
+#include "memory/target_memory.h"
+#include "migrate/commit_record.h"
+#include "migrate/file_identity.h"
+#include "migrate/shell_adapter.h"
+#include "restore/restorer.h"
+#include "sys/cpuid.h"
+#include "transport/link.h"
+#include "wire/migrate.pb.h"
+
+namespace godwit::migrate {
+namespace {
+
+// The source connects at once; a stranger can't, for want of the token.
+constexpr std::int64_t connect_ms_max = 30'000;
+// Between two messages before the freeze: a round of a large capsule over a slow link.
+constexpr std::int64_t message_ms_max = 3'600'000;
+constexpr std::int64_t round_ms_max = 3'600'000;
+constexpr std::int64_t drain_ms_max = 24 * 3'600'000;
+constexpr std::uint32_t default_streams = 2;
+
+class Target {
+ public:
+  Target(const NodeEnv& env, const wire::TargetOrder& order, EventSink& sink)
+      : env_(env), order_(order), id_{order.capsule()}, epoch_{order.epoch()}, sink_(sink),
+        reporter_(sink) {}
+
+  wire::Report run();
+
+ private:
+  Result<void> reserve();
+  Result<void> accept();
+  Result<void> build();
+  Result<void> on_prepare(const image::Capsule& so_far);
+  Result<void> on_round(std::uint64_t round);
+  Result<void> on_finish(const wire::Finish& finish);
+  Result<void> on_grant(Epoch epoch);
+  Result<void> drain();
+  void give_up(const Error& error);
+  Result<void> on_clocks(const image::Clocks& clocks);
+  Result<memory::SpaceTarget> lookup(memory::SpaceId space);
+  Result<void> drop(memory::SpaceId space, std::span<const memory::PageRun> runs);
+  Result<void> make_fault_descriptors();
+  Result<void> hold_fault_descriptors();
+
+  const NodeEnv& env_;
+  const wire::TargetOrder& order_;
+  CapsuleId id_;
+  Epoch epoch_;
+  EventSink& sink_;
+  Reporter reporter_;
+
+  std::optional<CommitRecord> record_;
+  std::optional<transport::Listener> listener_;
+  std::optional<capsule::Shell> shell_;
+  std::optional<ShellAdapter> adapter_;
+  std::optional<restore::Restorer> restorer_;
+  std::optional<FileIdentity> identity_;
+  std::optional<memory::TargetMemory> memory_;
+  transport::Link control_, urgent_;
+  std::vector<transport::Link> data_;
+  image::Capsule prepared_;
+  // By process space; made at the first lookup, so that they live as long as the drain.
+  struct Faults {
+    UniqueFd copy, fault;
+  };
+  std::map<memory::SpaceId, Faults> faults_;
+  std::uint64_t last_round_ = 0;
+  bool postcopy_ = false;
+  bool running_ = false;
+};
+
+wire::Report Target::run() {
+  auto all = [&]() -> Result<void> {
+    TRY(reserve());
+    TRY(accept());
+    TRY(build());
+    if (postcopy_) TRY(drain());
+    return {};
+  };
+  Result<void> outcome = all();
+  wire::Report& report = reporter_.report();
+  if (outcome.ok()) {
+    report.set_outcome(wire::Report::MOVED);
+  } else if (running_) {
+    // Post-copy that lost its source: faults stay blocked, nothing was filled with zeros. godwitd
+    // gives the rest of the drain to another pair of workers, or kills the capsule.
+    report.set_outcome(wire::Report::IN_DOUBT);
+    report.set_reason(outcome.error().what());
+  } else {
+    give_up(outcome.error());
+  }
+  return reporter_.finish();
+}
+
+// Refuse first, on record, then say so: whoever hears it may rely on it.
+void Target::give_up(const Error& error) {
+  wire::Report& report = reporter_.report();
+  report.set_outcome(wire::Report::FAILED);
+  report.set_reason(error.what());
+  if (record_) {
+    auto stands = record_->change(epoch_, static_cast<std::uint32_t>(TargetState::offered),
+                                  static_cast<std::uint32_t>(TargetState::refused));
+    if (!stands.ok()) {
+      LOG(error, "refusal not recorded: {}", stands.error().what());
+      return;  // Nothing is said: the daemon settles it from the record.
+    }
+  }
+  restorer_.reset();
+  if (shell_)
+    if (Result<void> r = shell_->destroy(); !r.ok()) LOG(error, "destroy: {}", r.error().what());
+  if (!control_.valid()) return;
+  wire::ToSource message;
+  message.mutable_failed()->set_reason(error.what());
+  message.mutable_failed()->set_refused(error.code() == Errc::refused);
+  if (Result<void> sent = control_.send(message); !sent.ok())
+    LOG(info, "source not told: {}", sent.error().what());
+}
+
+Result<void> Target::reserve() {
+  reporter_.phase("reserve");
+  RecordContent content;
+  content.state = static_cast<std::uint32_t>(TargetState::offered);
+  content.epoch = epoch_;
+  content.boot = order_.boot();
+  content.worker_pid = ::getpid();
+  content.worker_start_ticks = TRY(process_start_ticks(::getpid()));
+  record_ = TRY(CommitRecord::create(grant_path(env_, id_), content, true));
+  transport::Token token = TRY(transport::token_from_bytes(order_.token()));
+  listener_ = TRY(transport::Listener::open(order_.listen_address(), 0, token, {}));
+  sink_.listening(listener_->port());
+
+  shell_ = TRY(capsule::Shell::create(env_, order_.spec()));
+  std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());
+  identity_.emplace(fmt::format("/proc/{}/root", shell_->init_pid()), std::move(shared));
+  adapter_.emplace(*shell_);
+  restorer_.emplace(TRY(restore::Restorer::create(*adapter_)));
+  memory_.emplace(memory::TargetMemory::Options{
+      .lookup = [this](memory::SpaceId space) { return lookup(space); },
+      .drop = [this](memory::SpaceId space, std::span<const memory::PageRun> runs) {
+        return drop(space, runs);
+      }});
+  return {};
+}
+
+Result<void> Target::accept() {
+  reporter_.phase("accept");
+  std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
+  std::int64_t deadline_us = monotonic_us() + connect_ms_max * 1000;
+  while (!control_.valid() || !urgent_.valid() || data_.size() < streams) {
+    std::int64_t left_ms = (deadline_us - monotonic_us()) / 1000;
+    if (left_ms <= 0) return make_error(Errc::timeout, "the source did not connect");
+    transport::Link link = TRY(listener_->accept(left_ms));
+    switch (link.kind()) {
+      case transport::LinkKind::control: control_ = std::move(link); break;
+      case transport::LinkKind::urgent: urgent_ = std::move(link); break;
+      case transport::LinkKind::data:
+        TRY(memory_->add_stream(link.fd()));
+        data_.push_back(std::move(link));
+        break;
+    }
+  }
+  wire::ToSource hello;
+  hello.mutable_hello()->set_cpu_features(sys::cpu_features());
+  return control_.send(hello);
+}
+
+Result<void> Target::build() {
+  reporter_.phase("build");
+  while (!running_) {
+    wire::ToTarget message;
+    TRY(control_.receive(message, message_ms_max).with("source"));
+    switch (message.message_case()) {
+      case wire::ToTarget::kClocks: TRY(on_clocks(message.clocks())); break;
+      case wire::ToTarget::kPrepare: TRY(on_prepare(message.prepare().so_far())); break;
+      case wire::ToTarget::kRound: TRY(on_round(message.round().round())); break;
+      case wire::ToTarget::kFinish: TRY(on_finish(message.finish())); break;
+      case wire::ToTarget::kGrant: TRY(on_grant(Epoch{message.grant().epoch()})); break;
+      case wire::ToTarget::kAbort:
+        return make_error(Errc::cancelled, "the source stopped: {}", message.abort().reason());
+      default:
+        return make_error(Errc::invalid, "the source sent message {}",
+                          static_cast<int>(message.message_case()));
+    }
+  }
+  return {};
+}
+
+// At once: every microsecond between the source's clocks and this call is one that the capsule's
+// clocks are behind.
+Result<void> Target::on_clocks(const image::Clocks& clocks) {
+  return restorer_->align_clocks(clocks.monotonic_ns(), clocks.boottime_ns());
+}
+
+Result<memory::SpaceTarget> Target::lookup(memory::SpaceId space) {
+  restore::SpaceTarget place = TRY(restorer_->space(space));
+  memory::SpaceTarget target;
+  target.file_fd = place.file_fd;
+  if (place.file_fd >= 0) return target;
+  target.pid = place.node_pid;
+  target.mem_fd = place.mem_fd;
+  for (const image::Process& process : prepared_.processes())
+    if (static_cast<memory::SpaceId>(process.pid()) == space)
+      target.areas = memory::content_areas(process.mm());
+  Faults& faults = faults_[space];
+  target.copy_uffd = faults.copy.get();
+  target.fault_uffd = faults.fault.get();
+  return target;
+}
+
+// Receiving threads look spaces up, but only this thread can make a skeleton do things: so its
+// descriptors are made here, before any page of it can arrive.
+Result<void> Target::make_fault_descriptors() {
+  for (const image::Process& process : prepared_.processes()) {
+    auto space = static_cast<memory::SpaceId>(process.pid());
+    if (faults_.contains(space)) continue;
+    Faults faults;
+    faults.copy = TRY(restorer_->make_userfaultfd(space, O_CLOEXEC | O_NONBLOCK));
+    faults.fault = TRY(restorer_->make_userfaultfd(space, O_CLOEXEC | O_NONBLOCK));
+    faults_[space] = std::move(faults);
+  }
+  return {};
+}
+
+Result<void> Target::drop(memory::SpaceId space, std::span<const memory::PageRun> runs) {
+  std::vector<restore::MemoryRange> ranges;
+  ranges.reserve(runs.size());
+  for (const memory::PageRun& run : runs)
+    ranges.push_back({.start = run.page * page_bytes, .end = run.end() * page_bytes});
+  return restorer_->drop_pages(space, ranges);
+}
+
+// When the last descriptor of a userfaultfd closes, missing pages read as zeros: the capsule's init
+// keeps one too, so that the death of this worker only makes faults wait.
+Result<void> Target::hold_fault_descriptors() {
+  for (const auto& [space, faults] : faults_) {
+    int fd = faults.fault.get();
+    TRY(shell_->init().hold_fds(fmt::format("fault-{}", space), std::span(&fd, 1)));
+  }
+  return {};
+}
+
+Result<void> Target::on_prepare(const image::Capsule& so_far) {
+  std::vector<std::string> reasons;
+  TRY(identity_->compare(so_far, reasons));
+  if (!reasons.empty()) {
+    std::string all;
+    for (const std::string& reason : reasons) all += (all.empty() ? "" : "; ") + reason;
+    return Error(Errc::refused, all);
+  }
+  TRY(restorer_->prepare(so_far));
+  prepared_ = so_far;
+  TRY(make_fault_descriptors());
+  memory_->forget_targets();
+  wire::ToSource reply;
+  reply.mutable_prepared();
+  return control_.send(reply);
+}
+
+Result<void> Target::on_round(std::uint64_t round) {
+  reporter_.phase(fmt::format("round {}", round));
+  TRY(memory_->wait_round(round, round_ms_max));
+  return {};
+}
+
+Result<void> Target::on_finish(const wire::Finish& finish) {
+  reporter_.phase("finish");
+  std::int64_t began_ns = monotonic_ns();
+  const image::Capsule& final = finish.final();
+  postcopy_ = finish.postcopy();
+  last_round_ = finish.round();
+  TRY(shell_->init().relay_put(finish.relay_state()));
+  TRY(restorer_->prepare_final(final));
+  memory::ReceivedRound received = TRY(memory_->wait_round(finish.round(), round_ms_max));
+  TRY(restorer_->finish(final, monotonic_ns() - began_ns));
+  if (postcopy_) {
+    TRY(hold_fault_descriptors());
+    TRY(memory_->start_pager(urgent_.fd()));
+  }
+  TRY(restorer_->seal());
+  for (const std::string& note : restorer_->notes()) LOG(warn, "not exact: {}", note);
+  wire::ToSource reply;
+  reply.mutable_ready()->set_pages(received.pages);
+  reply.mutable_ready()->set_finish_us((monotonic_ns() - began_ns) / 1000);
+  return control_.send(reply);
+}
+
+Result<void> Target::on_grant(Epoch epoch) {
+  reporter_.phase("start");
+  if (epoch != epoch_)
+    return make_error(Errc::refused, "grant for epoch {}, ours is {}", epoch, epoch_);
+  // Durable before the first instruction.
+  auto granted = static_cast<std::uint32_t>(postcopy_ ? TargetState::draining : TargetState::granted);
+  std::uint32_t stands = TRY(
+      record_->change(epoch_, static_cast<std::uint32_t>(TargetState::offered), granted));
+  if (stands != granted)
+    return make_error(Errc::refused, "this epoch was refused before its grant came");
+  running_ = true;
+  TRY(restorer_->start());
+  wire::ToSource reply;
+  reply.mutable_running()->set_epoch(epoch_.value);
+  TRY(control_.send(reply));
+  // What isn't needed for the first instruction comes after it.
+  TRY(shell_->gate(true));
+  TRY(shell_->announce());
+  TRY(shell_->init().relay_go());
+  return {};
+}
+
+Result<void> Target::drain() {
+  reporter_.phase("drain");
+  memory::PagerStats stats = TRY(memory_->wait_drained(last_round_ + 1, drain_ms_max));
+  std::uint32_t stands =
+      TRY(record_->change(epoch_, static_cast<std::uint32_t>(TargetState::draining),
+                          static_cast<std::uint32_t>(TargetState::granted)));
+  INVARIANT(stands == static_cast<std::uint32_t>(TargetState::granted), "state={}", stands);
+  for (const auto& [space, faults] : faults_)
+    TRY(shell_->init().drop_fds(fmt::format("fault-{}", space)));
+  wire::ToSource reply;
+  reply.mutable_drained()->set_faults(stats.faults);
+  reply.mutable_drained()->set_fault_p50_us(stats.fault_p50_us);
+  reply.mutable_drained()->set_fault_p99_us(stats.fault_p99_us);
+  return control_.send(reply);
+}
+
+}  // namespace
+
+wire::Report run_target(const NodeEnv& env, const wire::TargetOrder& order, EventSink& sink) {
+  return Target(env, order, sink).run();
+}
+
+}  // namespace godwit::migrate

@@ -1,0 +1,60 @@
+// godwit-worker: one side of one migration, or one small task of the engine, in a process of its
+// own. A crash here costs a migration, not the node. Takes its order from descriptor 3.
+#include "base/log.h"
+#include "migrate/recover.h"
+#include "migrate/source.h"
+#include "migrate/target.h"
+#include "migrate/worker_channel.h"
+
+#include <csignal>
+
+namespace godwit::migrate {
+namespace {
+
+NodeEnv env_of(const wire::WorkerEnv& from) {
+  NodeEnv env;
+  env.node = NodeId{from.node()};
+  env.cluster = from.cluster();
+  env.run_dir = from.run_dir();
+  env.state_dir = from.state_dir();
+  env.cgroup_base = from.cgroup_base();
+  env.bridge = from.bridge();
+  env.libexec_dir = from.libexec_dir();
+  return env;
+}
+
+Result<void> serve() {
+  WorkerChannel channel{UniqueFd(worker_fd)};
+  wire::WorkerOrder order;
+  TRY(channel.receive(order).with("order"));
+  NodeEnv env = env_of(order.env());
+  EventSink sink(channel);
+  wire::Report report;
+  switch (order.order_case()) {
+    case wire::WorkerOrder::kSource: report = run_source(env, order.source(), sink); break;
+    case wire::WorkerOrder::kTarget: report = run_target(env, order.target(), sink); break;
+    case wire::WorkerOrder::kRecover: report = run_recover(env, order.recover()); break;
+    case wire::WorkerOrder::kFreeze: report = run_freeze(env, order.freeze()); break;
+    case wire::WorkerOrder::kCheck: report = run_check(env, order.check()); break;
+    case wire::WorkerOrder::kServe:
+    case wire::WorkerOrder::kResume:
+    case wire::WorkerOrder::ORDER_NOT_SET: return make_error(Errc::invalid, "order without content");
+  }
+  LOG(info, "{}: {}", wire::Report::Outcome_Name(report.outcome()), report.reason());
+  sink.done(report);
+  return {};
+}
+
+}  // namespace
+}  // namespace godwit::migrate
+
+int main() {
+  // The daemon's end of the channel may close at any time; that is an error value, not a signal.
+  std::signal(SIGPIPE, SIG_IGN);
+  godwit::log_init("godwit-worker", godwit::LogLevel::info);
+  if (godwit::Result<void> served = godwit::migrate::serve(); !served.ok()) {
+    LOG(error, "{}", served.error().what());
+    return 1;
+  }
+  return 0;
+}
