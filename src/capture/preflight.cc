@@ -108,7 +108,9 @@ void check_mapping(const sys::SmapsEntry& entry, pid_t inside, Reasons& reasons)
 
 Result<void> check_namespaces(const TreeRef& tree, pid_t pid, pid_t tid, pid_t inside, Reasons& reasons) {
   if (tree.init_pid == 0) return {};
-  for (const char* name : {"mnt", "net", "pid", "uts", "ipc", "user", "cgroup"}) {
+  // Not the cgroup namespace: the capsule's program has one whose root is the tree's own group, init
+  // stays outside of it.
+  for (const char* name : {"mnt", "net", "pid", "uts", "ipc", "user"}) {
     const std::string theirs = TRY(sys::read_link(sys::proc_path(pid, tid, fmt::format("ns/{}", name))));
     const std::string capsules = TRY(sys::read_link(sys::proc_path(tree.init_pid, fmt::format("ns/{}", name))));
     if (theirs != capsules) reasons.add("thread {} of process {} is in a {} namespace of its own", tid, inside, name);

@@ -3,6 +3,8 @@
 // a chosen moment, and say what exactly is left.
 #pragma once
 
+#include "image/image.pb.h"  // Before <signal.h>, which defines a macro sigmask.
+
 #include <filesystem>
 #include <string>
 
