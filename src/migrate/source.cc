@@ -387,11 +387,13 @@ Result<void> Source::move(const RoundDecision&) {
 }
 
 Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
+  reporter_.phase("describe");
   image::Capsule final;
   TRY(tree.describe(final));
   PidMap node_pids;
   for (const capture::FrozenProcess& process : tree.processes())
     node_pids[process.pid_inside] = process.pid;
+  reporter_.phase("survey");
   TRY(survey(final, node_pids));
   TRY(identity_->flush_shared(final));
 

@@ -40,7 +40,12 @@ Result<void> serve() {
     case wire::WorkerOrder::kResume:
     case wire::WorkerOrder::ORDER_NOT_SET: return make_error(Errc::invalid, "order without content");
   }
-  LOG(info, "{}: {}", wire::Report::Outcome_Name(report.outcome()), report.reason());
+  std::string phases;
+  for (const wire::Phase& phase : report.phases())
+    phases += fmt::format(" {}={}us", phase.name(), phase.us());
+  LOG(info, "{}: {} total={}us downtime={}us pages={}{}",
+      wire::Report::Outcome_Name(report.outcome()), report.reason(), report.total_us(),
+      report.downtime_us(), report.pages_sent(), phases);
   sink.done(report);
   return {};
 }
