@@ -389,7 +389,7 @@ Result<void> Source::move(const RoundDecision&) {
 Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   reporter_.phase("describe");
   image::Capsule final;
-  TRY(tree.describe(final));
+  TRY(tree.describe(final, &prepared_));  // Flags of mappings that haven't changed: as prepared.
   PidMap node_pids;
   for (const capture::FrozenProcess& process : tree.processes())
     node_pids[process.pid_inside] = process.pid;
