@@ -1,6 +1,7 @@
 // Rounds between real processes: after the last one every page of the source is in the target.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -419,7 +420,7 @@ TEST(Rounds, ALostPeerEndsASendAtOnce) {
   Child source = Child::run([=] { return random_writer(shared, 16 << 20, false); });
   await([&] { return shared->state == 1; }, "the program");
   Bed bed(source, target);
-  bed.stream(1).target.reset(::dup(bed.stream(0).target.get()));  // Closes one end.
+  ::shutdown(bed.stream(1).target.get(), SHUT_RDWR);
   const std::vector<int> streams = bed.source_streams();
   Result<RoundStats> stats = bed.memory().send_round(
       streams,
