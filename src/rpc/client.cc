@@ -17,6 +17,17 @@ using std::chrono::seconds;
 // Longest that a call which changes something may take before the caller stops waiting.
 constexpr seconds change_limit{60};
 
+// Connections are made by whoever waits for an answer: while nobody does, gRPC looks at a
+// connecting socket every 5 s only, and calls meanwhile fail at once. So every call first lends its
+// thread for a moment, if it isn't connected.
+constexpr milliseconds connect_patience{300};
+
+void help_connect(grpc::Channel& channel) {
+  if (channel.GetState(true) != GRPC_CHANNEL_READY) {
+    channel.WaitForConnected(std::chrono::system_clock::now() + connect_patience);
+  }
+}
+
 class ClientAttachStream final : public AttachStream {
  public:
   explicit ClientAttachStream(std::unique_ptr<grpc::ClientContext> context, api::Api::Stub& stub)
@@ -49,7 +60,10 @@ class ApiClientImpl final : public ApiClient {
  public:
   // `query` of zero: no deadlines (a person waits, and can press ^C).
   ApiClientImpl(std::shared_ptr<grpc::Channel> channel, bool send_uid, milliseconds query)
-      : stub_(api::Api::NewStub(channel)), send_uid_(send_uid), query_(query) {}
+      : channel_(std::move(channel)),
+        stub_(api::Api::NewStub(channel_)),
+        send_uid_(send_uid),
+        query_(query) {}
 
   Result<api::RunReply> run(const Call& c, const api::RunRequest& q) override {
     return unary(c, q, change_limit, &api::Api::Stub::Run);
@@ -106,6 +120,7 @@ class ApiClientImpl final : public ApiClient {
 
  private:
   std::unique_ptr<grpc::ClientContext> context(const Call& call, milliseconds limit) const {
+    help_connect(*channel_);
     auto context = std::make_unique<grpc::ClientContext>();
     if (send_uid_) context->AddMetadata("godwit-uid", fmt::format("{}", call.uid));
     if (send_uid_ && limit.count() > 0) {
@@ -140,6 +155,7 @@ class ApiClientImpl final : public ApiClient {
     return {};
   }
 
+  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<api::Api::Stub> stub_;
   bool send_uid_;
   milliseconds query_;
@@ -171,10 +187,12 @@ Result<void> ApiClientImpl::attach(const Call& call, const api::AttachRequest::O
   if (last) return {};
   upstream->cancel();
   auto finished = upstream->finish();
+  // What the owner decided is final; what happened to the connection is not.
+  const Errc code = finished.ok() ? Errc::peer_lost : finished.error().code();
   auto* closed = reply.mutable_closed();
-  closed->set_code(static_cast<std::uint32_t>(Errc::peer_lost));
+  closed->set_code(static_cast<std::uint32_t>(code));
   closed->set_reason(finished.ok() ? "the stream ended" : finished.error().what());
-  closed->set_again(true);
+  closed->set_again(code == Errc::peer_lost || code == Errc::cancelled || code == Errc::timeout);
   channel.write(reply);
   return {};
 }
@@ -183,6 +201,7 @@ class NodeClientImpl final : public NodeClient {
  public:
   NodeClientImpl(std::string name, std::shared_ptr<grpc::Channel> channel, milliseconds query)
       : name_(std::move(name)),
+        channel_(channel),
         stub_(node::Node::NewStub(channel)),
         api_(channel, true, query),
         query_(query) {}
@@ -212,6 +231,7 @@ class NodeClientImpl final : public NodeClient {
   Result<Reply> unary(const Request& request, milliseconds limit,
                       grpc::Status (node::Node::Stub::*method)(grpc::ClientContext*, const Request&,
                                                                Reply*)) {
+    help_connect(*channel_);
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + limit);
     Reply reply;
@@ -221,6 +241,7 @@ class NodeClientImpl final : public NodeClient {
   }
 
   std::string name_;
+  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<node::Node::Stub> stub_;
   ApiClientImpl api_;
   milliseconds query_;
@@ -230,8 +251,10 @@ grpc::ChannelArguments channel_arguments() {
   grpc::ChannelArguments arguments;
   // A daemon that restarts is back within a second; don't wait longer to see it.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 200);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 300);
+  // In spite of its name: how long one attempt may take. A busy machine's daemon needs some time to
+  // answer; attempts that were cut off at 200 ms made a restart last 4 s.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // What was sent once may have been done.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

@@ -63,6 +63,7 @@ Errc from_code(grpc::StatusCode code) {
 grpc::Status to_status(const Error& error) {
   api::ErrorDetail detail;
   detail.set_code(static_cast<std::uint32_t>(error.code()));
+  detail.set_sys_errno(error.sys_errno());
   return grpc::Status(to_code(error.code()), error.what(), detail.SerializeAsString());
 }
 
@@ -73,7 +74,8 @@ Error from_status(const grpc::Status& status) {
                     detail.code() <= static_cast<std::uint32_t>(Errc::internal);
   const Errc code = ours ? static_cast<Errc>(detail.code()) : from_code(status.error_code());
   return Error(
-      code, status.error_message().empty() ? std::string(errc_name(code)) : status.error_message());
+      code, status.error_message().empty() ? std::string(errc_name(code)) : status.error_message(),
+      ours ? detail.sys_errno() : 0);
 }
 
 }  // namespace godwit::rpc
