@@ -1,0 +1,385 @@
+// Migrations, as target.
+// clang-format off: <signal.h> has a macro named as a field of the image.
+#include "daemon/migrations.h"
+// clang-format on
+
+#include <signal.h>
+
+#include <thread>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "capsule/shell.h"
+#include "daemon/accounts.h"
+#include "sys/cpuid.h"
+
+namespace godwit::daemon {
+namespace {
+
+using migrate::TargetState;
+using std::chrono::milliseconds;
+
+constexpr std::int64_t listening_ms_max = 10'000;
+// How soon it shows here that the capsule was granted.
+constexpr std::int64_t grant_poll_ms = 20;
+constexpr std::size_t token_bytes = 32;
+// Room that a node keeps when a capsule asks for it: page tables, page cache, godwit itself.
+constexpr std::uint64_t memory_margin_bytes = 32 << 20;
+
+std::string random_token() {
+  std::string token;
+  const std::string hex = random_hex(token_bytes);
+  for (std::size_t i = 0; i < hex.size(); i += 2) {
+    token.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+  }
+  return token;
+}
+
+}  // namespace
+
+std::vector<std::string> Migrations::admission(const node::ReserveRequest& request) {
+  std::vector<std::string> reasons;
+  const auto& spec = request.spec();
+  const std::string& here = config_.env.node.value;
+  if (!config_.accepts) reasons.push_back(fmt::format("{} takes no capsules (drained)", here));
+
+  const auto node = monitor_.info();
+  std::uint64_t inbound_bytes = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, bytes] : reserved_bytes_) inbound_bytes += bytes;
+  }
+  const std::uint64_t need_bytes =
+      node.memory_used_bytes() + inbound_bytes + request.memory_bytes() + memory_margin_bytes;
+  if (need_bytes > node.memory_limit_bytes()) {
+    reasons.push_back(fmt::format(
+        "{} has too little memory: {} MiB are needed, {} of {} MiB are in use and {} on their way",
+        here, request.memory_bytes() >> 20, node.memory_used_bytes() >> 20,
+        node.memory_limit_bytes() >> 20, inbound_bytes >> 20));
+  }
+  if (!spec.cpu_features().empty()) {
+    auto missing = sys::missing_features(spec.cpu_features(), sys::cpu_features());
+    if (!missing.ok())
+      reasons.push_back(missing.error().what());
+    else
+      for (const auto& feature : *missing) {
+        reasons.push_back(fmt::format("the processor of {} lacks {}", here, feature));
+      }
+  }
+  if (auto mismatch = account_mismatch(spec.user(), spec.uid()); !mismatch.empty()) {
+    reasons.push_back(mismatch + fmt::format(" ({})", here));
+  }
+  for (const auto& capsule : host_.all()) {
+    const std::lock_guard lock(capsule->mutex);
+    const auto& other = capsule->record.spec();
+    if (capsule->ended()) continue;
+    if (other.id() == spec.id()) {
+      reasons.push_back(
+          fmt::format("{} has a copy of it that is {}", here,
+                      capsule->record.incoming() ? "arriving" : capsule->record.state()));
+    } else if (other.name() == spec.name()) {
+      reasons.push_back(fmt::format("{} has another capsule named {}", here, spec.name()));
+    }
+  }
+  return reasons;
+}
+
+Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
+                                               const node::ReserveRequest& request) {
+  node::ReserveReply reply;
+  reply.set_boot(monitor_.boot());
+  for (auto& reason : admission(request)) reply.add_reasons(std::move(reason));
+  if (reply.reasons_size() > 0 || request.only_check()) return reply;
+
+  node::CapsuleRecord record = request.record();
+  *record.mutable_spec() = request.spec();
+  record.set_incoming(true);
+  record.set_source(peer);
+  record.set_epoch(request.epoch());
+  record.set_migration(request.migration());
+  record.set_state(state::migrating);
+  record.clear_note();
+  record.clear_worker_pid();
+  auto operation = TRY(host_.arrive(record));
+  {
+    const std::lock_guard lock(mutex_);
+    reserved_bytes_[request.spec().id()] = request.memory_bytes();
+  }
+  const std::string token = random_token();
+  wire::WorkerOrder order;
+  auto* target = order.mutable_target();
+  target->set_migration(request.migration());
+  target->set_capsule(request.spec().id());
+  target->set_epoch(request.epoch());
+  *target->mutable_spec() = request.spec();
+  target->set_token(token);
+  target->set_listen_address(config_.listen_host());
+  target->set_source_node(peer);
+  for (const auto& dir : config_.shared) target->add_shared_dirs(dir);
+  target->set_boot(monitor_.boot());
+
+  const HostedPtr capsule = operation.capsule();
+  const auto give_up = [&](Error error) -> Error {
+    const std::lock_guard lock(mutex_);
+    reserved_bytes_.erase(request.spec().id());
+    return error;
+  };
+  auto started = Worker::start(config_.env, std::move(order));
+  if (!started.ok()) {
+    TRY(host_.forget(capsule));
+    return give_up(std::move(started).error());
+  }
+  std::shared_ptr<Worker> worker = std::move(started).value();
+  TRY(host_.update(capsule, [&](auto& r) {
+    r.set_worker_pid(worker->pid());
+    auto ticks = migrate::process_start_ticks(worker->pid());
+    if (ticks.ok()) r.set_worker_start_ticks(*ticks);
+  }));
+  auto event = worker->next_event(listening_ms_max);
+  const bool listening = event.ok() && event->has_listening();
+  std::string trouble;
+  if (listening) {
+    reply.set_address(config_.listen_host());
+    reply.set_port(event->listening().port());
+    reply.set_token(token);
+  } else {
+    trouble = event.ok() ? event->done().reason() : event.error().what();
+    worker->kill();
+  }
+  std::thread([this, worker, operation = std::move(operation)]() mutable {
+    watch_incoming(std::move(operation), worker);
+  }).detach();
+  if (!listening) return make_error(Errc::refused, "worker on {}: {}", config_.env.node, trouble);
+  return reply;
+}
+
+// True once the record says that the capsule runs here; then it is shown, and its streams are
+// served.
+bool Migrations::note_grant(const HostedPtr& capsule) {
+  auto record = migrate::CommitRecord::open(migrate::grant_path(config_.env, capsule->id()), true);
+  if (!record.ok()) return false;
+  const auto content = record->read();
+  std::uint64_t epoch = 0;
+  std::string source;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    epoch = capsule->record.epoch();
+    source = capsule->record.source();
+    if (!capsule->record.incoming()) return true;
+  }
+  if (!content.ok() || content->epoch.value != epoch) return false;
+  const auto state = static_cast<TargetState>(content->state);
+  if (state != TargetState::granted && state != TargetState::draining) return false;
+  if (auto started = host_.started(capsule); !started.ok()) {
+    LOG(error, "capsule {} arrived, but: {}", capsule->id(), started.error().what());
+  }
+  if (state == TargetState::draining) {
+    auto noted = host_.update(capsule, [&](auto& r) { r.add_residual(source); });
+    if (!noted.ok()) LOG(error, "record of {}: {}", capsule->id(), noted.error().what());
+  }
+  return true;
+}
+
+void Migrations::watch_incoming(Operation operation, std::shared_ptr<Worker> worker) {
+  const HostedPtr capsule = operation.capsule();
+  bool reported = false;
+  std::optional<std::string> lost;
+  migrate::RecordContent identity;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    identity.worker_pid = capsule->record.worker_pid();
+    identity.worker_start_ticks = capsule->record.worker_start_ticks();
+  }
+  while (true) {
+    if (worker) {
+      auto event = worker->next_event(grant_poll_ms);
+      reported = event.ok() && event->has_done();
+      if (reported && event->done().outcome() == wire::Report::LOST) lost = event->done().reason();
+      if (reported || (!event.ok() && event.error().code() != Errc::timeout)) break;
+    } else {
+      if (identity.worker_pid == 0 || !migrate::worker_alive(identity)) break;
+      std::this_thread::sleep_for(milliseconds(grant_poll_ms));
+    }
+    note_grant(capsule);
+  }
+  if (worker) {
+    if (!reported) worker->kill();  // Silent but alive would be a second opinion.
+    worker->wait_end();
+  }
+  if (lost) {
+    // Its pages died with the source; the worker has seen to it that nothing ran on zeros.
+    if (auto dead = host_.ended(capsule, SIGKILL, *lost); !dead.ok()) {
+      LOG(error, "capsule {}: {}", capsule->id(), dead.error().what());
+    }
+  } else {
+    end_incoming(capsule, reported);
+  }
+  const std::lock_guard lock(mutex_);
+  reserved_bytes_.erase(capsule->id().value);
+}
+
+// The worker is gone. Its record decides what it left.
+void Migrations::end_incoming(const HostedPtr& capsule, bool worker_reported) {
+  std::uint64_t epoch = 0;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    epoch = capsule->record.epoch();
+  }
+  auto record = migrate::CommitRecord::open(migrate::grant_path(config_.env, capsule->id()), true);
+  auto content = record.ok() ? record->read() : Result<migrate::RecordContent>(record.error());
+  auto state = TargetState::refused;  // No record of this epoch: nothing was offered.
+  if (content.ok() && content->epoch.value == epoch) {
+    state = static_cast<TargetState>(content->state);
+    if (state == TargetState::offered) {
+      auto now = record->change(Epoch{epoch}, content->state,
+                                static_cast<std::uint32_t>(TargetState::refused));
+      if (!now.ok()) {
+        LOG(error, "record of {}: {}", capsule->id(), now.error().what());
+        return;  // Held by its frozen group; the source's question is answered by the record.
+      }
+      state = static_cast<TargetState>(*now);
+    }
+  }
+  Result<void> done;
+  wire::WorkerOrder order;
+  order.mutable_recover()->set_capsule(capsule->id().value);
+  if (state == TargetState::granted || state == TargetState::draining) {
+    if (!worker_reported) {
+      // It may have died between the record and the start: start, which is harmless twice.
+      order.mutable_recover()->set_action(wire::RecoverOrder::THAW);
+      if (auto thawed = execute(config_.env, std::move(order)); !thawed.ok()) {
+        LOG(error, "start of {}: {}", capsule->id(), thawed.error().what());
+      }
+    }
+    note_grant(capsule);
+    if (state == TargetState::granted) {
+      done = host_.update(capsule, [](auto& r) { r.clear_residual(); });
+    }
+  } else {
+    if (auto gone = capsule::Shell::destroy(config_.env, capsule->id()); !gone.ok()) {
+      LOG(error, "what {} left here: {}", capsule->id(), gone.error().what());
+    }
+    done = host_.forget(capsule);
+  }
+  if (!done.ok()) LOG(error, "capsule {}: {}", capsule->id(), done.error().what());
+}
+
+Result<node::ReleaseReply> Migrations::release(const node::ReleaseRequest& request) {
+  auto record = migrate::CommitRecord::open(
+      migrate::grant_path(config_.env, CapsuleId{request.capsule()}), true);
+  if (record.ok()) {
+    TRY(record->change(Epoch{request.epoch()}, static_cast<std::uint32_t>(TargetState::offered),
+                       static_cast<std::uint32_t>(TargetState::refused)));
+  }
+  // The worker sees the end of its link, and finds the refusal; its end is watched.
+  return node::ReleaseReply();
+}
+
+Result<node::OutcomeReply> Migrations::outcome(const node::OutcomeRequest& request) {
+  const CapsuleId id{request.capsule()};
+  const Epoch epoch{request.epoch()};
+  const std::string path = migrate::grant_path(config_.env, id);
+  node::OutcomeReply reply;
+  reply.set_boot(monitor_.boot());
+  auto record = migrate::CommitRecord::open(path, true);
+  if (!record.ok() && record.error().code() != Errc::not_found) return std::move(record).error();
+  if (!record.ok() || TRY(record->read()).epoch < epoch) {
+    // Never offered here. Said for good before it is said.
+    migrate::RecordContent refused;
+    refused.state = static_cast<std::uint32_t>(TargetState::refused);
+    refused.epoch = epoch;
+    refused.boot = monitor_.boot();
+    TRY(migrate::CommitRecord::create(path, refused, true));
+    reply.set_answer(node::OutcomeReply::REFUSED);
+    return reply;
+  }
+  while (true) {
+    const auto content = TRY(record->read());
+    if (content.epoch != epoch) {
+      return make_error(Errc::invalid, "asked for epoch {} of {}, which is at {}", epoch, id,
+                        content.epoch);
+    }
+    const auto step =
+        migrate::on_query(static_cast<TargetState>(content.state), content.boot != monitor_.boot());
+    if (step.refuse_first) {
+      TRY(record->change(epoch, content.state, static_cast<std::uint32_t>(TargetState::refused)));
+      continue;
+    }
+    switch (step.answer) {
+      case migrate::Answer::running:
+        reply.set_answer(node::OutcomeReply::RUNNING);
+        break;
+      case migrate::Answer::refused:
+        reply.set_answer(node::OutcomeReply::REFUSED);
+        break;
+      case migrate::Answer::lost:
+        reply.set_answer(node::OutcomeReply::LOST);
+        break;
+      case migrate::Answer::draining:
+        return resume_drain(id, epoch);
+    }
+    return reply;
+  }
+}
+
+// The source's worker was lost (else it wouldn't ask): ours has nobody to talk to. A new pair goes
+// on.
+Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch epoch) {
+  auto capsule = host_.by_id(id.value);
+  if (!capsule) return make_error(Errc::not_found, "capsule {} is not here", id);
+  migrate::RecordContent worker;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    worker.worker_pid = capsule->record.worker_pid();
+    worker.worker_start_ticks = capsule->record.worker_start_ticks();
+  }
+  if (worker.worker_pid != 0 && migrate::worker_alive(worker)) {
+    if (::kill(worker.worker_pid, SIGKILL) != 0 && errno != ESRCH) {
+      return os_error(fmt::format("kill({})", worker.worker_pid));
+    }
+  }
+  // The watcher of the old worker ends with it and gives up the capsule's operation.
+  std::optional<Operation> operation;
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  while (!operation) {
+    auto begun = host_.begin(capsule, "drained");
+    if (begun.ok()) {
+      operation.emplace(std::move(begun).value());
+    } else if (std::chrono::steady_clock::now() > until) {
+      return std::move(begun).error();
+    } else {
+      std::unique_lock lock(capsule->mutex);
+      capsule->changed.wait_for(lock, milliseconds(grant_poll_ms));
+    }
+  }
+  const std::string token = random_token();
+  wire::WorkerOrder order;
+  auto* resume = order.mutable_resume();
+  resume->set_capsule(id.value);
+  resume->set_epoch(epoch.value);
+  resume->set_token(token);
+  resume->set_listen_address(config_.listen_host());
+  std::shared_ptr<Worker> fresh = TRY(Worker::start(config_.env, std::move(order)));
+  TRY(host_.update(capsule, [&](auto& r) {
+    r.set_worker_pid(fresh->pid());
+    auto ticks = migrate::process_start_ticks(fresh->pid());
+    if (ticks.ok()) r.set_worker_start_ticks(*ticks);
+  }));
+  auto event = fresh->next_event(listening_ms_max);
+  if (!event.ok() || !event->has_listening()) fresh->kill();
+  std::thread([this, fresh, operation = std::move(*operation)]() mutable {
+    watch_incoming(std::move(operation), fresh);
+  }).detach();
+  if (!event.ok()) return std::move(event).error();
+  if (!event->has_listening()) return make_error(Errc::refused, "{}", event->done().reason());
+  node::OutcomeReply reply;
+  reply.set_boot(monitor_.boot());
+  reply.set_answer(node::OutcomeReply::DRAINING);
+  reply.set_address(config_.listen_host());
+  reply.set_port(event->listening().port());
+  reply.set_token(token);
+  return reply;
+}
+
+}  // namespace godwit::daemon

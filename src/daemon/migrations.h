@@ -1,0 +1,91 @@
+// Migrations, both sides of them: workers are started, watched, and what they leave behind when
+// they die is settled by the records alone (docs/ENGINE.md, "commit and doubt"; migrate/commit.h
+// has the rules). The daemon adds no rule of its own.
+//
+// A migration holds the capsule's Operation in a thread of its own, from the request until the
+// outcome is certain. So whoever asked may leave, and a doubt may last for days.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "daemon/config.h"
+#include "daemon/history.h"
+#include "daemon/host.h"
+#include "daemon/node_monitor.h"
+#include "daemon/peers.h"
+#include "daemon/worker.h"
+#include "migrate/commit_record.h"
+
+namespace godwit::daemon {
+
+class Migrations {
+ public:
+  Migrations(const Config& config, Host& host, Peers& peers, History& history, NodeMonitor& monitor)
+      : config_(config), host_(host), peers_(peers), history_(history), monitor_(monitor) {}
+
+  // Takes up what another godwitd had begun (Host::adopt).
+  void take_over(const std::vector<HostedPtr>& undecided);
+
+  using Progress = std::function<void(const api::MigrateProgress&)>;
+  Result<api::MigrationResult> migrate(const HostedPtr& capsule, const api::MigrateRequest& request,
+                                       const Progress& progress);
+  Result<api::CanMigrateReply> can_migrate(const HostedPtr& capsule, const std::string& target);
+  Result<void> freeze(const HostedPtr& capsule, bool frozen);
+  Result<void> resolve(const HostedPtr& capsule, const std::string& lost_node);
+
+  struct Choice {
+    std::string node;
+    std::string reason;
+  };
+  // Where to: the node with most free processor, of those with room. Also for `run --node best`.
+  Result<Choice> choose(std::uint64_t memory_bytes, bool here_too);
+
+  // As target.
+  Result<node::ReserveReply> reserve(const std::string& peer, const node::ReserveRequest& request);
+  Result<node::ReleaseReply> release(const node::ReleaseRequest& request);
+  Result<node::OutcomeReply> outcome(const node::OutcomeRequest& request);
+
+ private:
+  struct Attempt;  // Of the source, while it lasts.
+  using AttemptPtr = std::shared_ptr<Attempt>;
+
+  // Source (outgoing.cc).
+  Result<node::ReserveReply> ask_target(const Attempt& attempt, const HostedPtr& capsule);
+  void run_attempt(AttemptPtr attempt, Operation operation);
+  Result<wire::Report> run_source_worker(Attempt& attempt, const HostedPtr& capsule);
+  void settle(Attempt& attempt, const HostedPtr& capsule);
+  bool settle_step(Attempt& attempt, const HostedPtr& capsule);
+  Result<migrate::Answer> ask_outcome(const HostedPtr& capsule, node::OutcomeReply& reply);
+  Result<bool> act(Attempt& attempt, const HostedPtr& capsule, migrate::SourceAction action,
+                   const node::OutcomeReply& reply);
+  Result<void> thaw(Attempt& attempt, const HostedPtr& capsule);
+  Result<bool> serve(Attempt& attempt, const HostedPtr& capsule, const node::OutcomeReply& reply);
+  void conclude(Attempt& attempt, const HostedPtr& capsule, const std::string& outcome,
+                const std::string& reason);
+  Result<std::uint32_t> change_journal(const HostedPtr& capsule, migrate::SourceState from,
+                                       migrate::SourceState to);
+
+  // Target (incoming.cc).
+  std::vector<std::string> admission(const node::ReserveRequest& request);
+  void watch_incoming(Operation operation, std::shared_ptr<Worker> worker);
+  bool note_grant(const HostedPtr& capsule);
+  Result<node::OutcomeReply> resume_drain(const CapsuleId& id, Epoch epoch);
+  void end_incoming(const HostedPtr& capsule, bool worker_reported);
+
+  const Config& config_;
+  Host& host_;
+  Peers& peers_;
+  History& history_;
+  NodeMonitor& monitor_;
+
+  std::mutex mutex_;
+  std::map<std::string, std::uint64_t> reserved_bytes_;  // Incoming, by capsule.
+  std::map<std::string, std::string> resolved_;          // Capsule -> node that is lost for good.
+};
+
+}  // namespace godwit::daemon
