@@ -48,9 +48,9 @@ def source_files():
             yield path
 
 
-def check_includes(path, folder, number, name, breaches):
+def check_includes(path, folder, number, name, ours, breaches):
     target = name.split("/")[0]
-    if "/" in name and (SRC / target).is_dir() and target != folder:
+    if ours and "/" in name and (SRC / target).is_dir() and target != folder:
         if folder in CLIENTS:
             if target not in CLIENTS[folder]:
                 breaches.append(f"{path}:{number}: client {folder} includes {name}")
@@ -83,7 +83,8 @@ def main():
                 breaches.append(f"{relative}:{number}: {len(line)} columns, {LINE_COLUMNS} at most")
             match = INCLUDE.match(line)
             if match:
-                check_includes(relative, folder, number, match.group(1), breaches)
+                ours = '"' in line  # <sys/...> is the C library's, not our folder.
+                check_includes(relative, folder, number, match.group(1), ours, breaches)
     for folder in sorted(p for p in SRC.iterdir() if p.is_dir() and any(p.iterdir())):
         if not (folder / "README.md").is_file():
             breaches.append(f"src/{folder.name}: no README.md (purpose, entry points, invariants)")

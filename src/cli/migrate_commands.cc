@@ -1,0 +1,199 @@
+// migrate, can-migrate, history, doctor: commands that report.
+#include <unistd.h>
+
+#include <cstdio>
+#include <ctime>
+
+#include "cli/commands.h"
+#include "cli/connect.h"
+#include "cli/exit_codes.h"
+#include "cli/json.h"
+#include "cli/text.h"
+
+namespace godwit::cli {
+namespace {
+
+// One line that is written over, on a terminal only.
+class ProgressLine {
+ public:
+  explicit ProgressLine(bool wanted) : shown_(wanted && isatty(STDERR_FILENO) != 0) {}
+  void show(const api::MigrateProgress& progress) {
+    if (!shown_) return;
+    std::string line = fmt::format("{:<10} {:>8.1f} MB/s  {} remaining", progress.phase(),
+                                   static_cast<double>(progress.bytes_per_s()) / 1e6,
+                                   human_bytes(progress.bytes_remaining()));
+    if (progress.dirty_bytes_per_s() > 0) {
+      line += fmt::format("  {:.1f} MB/s written",
+                          static_cast<double>(progress.dirty_bytes_per_s()) / 1e6);
+    }
+    fmt::print(stderr, "\r\033[K{}", line);
+    std::fflush(stderr);
+    dirty_ = true;
+  }
+  void clear() {
+    if (dirty_) fmt::print(stderr, "\r\033[K");
+    dirty_ = false;
+  }
+
+ private:
+  bool shown_;
+  bool dirty_ = false;
+};
+
+class MigrateSink final : public rpc::Sink<api::MigrateEvent> {
+ public:
+  explicit MigrateSink(bool progress) : line_(progress) {}
+  bool write(const api::MigrateEvent& event) override {
+    if (event.has_progress()) line_.show(event.progress());
+    if (event.has_result()) result = event.result();
+    return true;
+  }
+  void clear() { line_.clear(); }
+  std::optional<api::MigrationResult> result;
+
+ private:
+  ProgressLine line_;
+};
+
+Colour colour_of(const std::string& outcome) {
+  if (outcome == "moved") return Colour::green;
+  if (outcome == "in-doubt" || outcome == "lost") return Colour::red;
+  return Colour::yellow;
+}
+
+int exit_of(const api::MigrationResult& result) {
+  if (result.outcome() == "moved") return static_cast<int>(Exit::ok);
+  if (result.outcome() == "in-doubt") return static_cast<int>(Exit::in_doubt);
+  if (result.outcome() == "lost") return static_cast<int>(Exit::lost);
+  return static_cast<int>(Exit::failed);
+}
+
+void print_result(const api::MigrationResult& m) {
+  if (m.outcome() == "moved") {
+    fmt::print("{} moved from {} to {}: {}, downtime {}, total {}, {} sent, {} rounds\n",
+               m.capsule(), m.source(), m.target(), m.mode(), human_us(m.downtime_us()),
+               human_us(m.total_us()), human_bytes(m.bytes_sent()), m.rounds_size());
+    if (!m.choice().empty()) fmt::print("  {}\n", m.choice());
+    return;
+  }
+  fmt::print(stderr, "godwit: {} to {}: {}: {}\n", m.capsule(), m.target(),
+             coloured(colour_of(m.outcome()), m.outcome()), m.reason());
+  for (const auto& reason : m.reasons()) {
+    if (reason != m.reason()) fmt::print(stderr, "  {}\n", reason);
+  }
+}
+
+std::string local_time(std::int64_t realtime_us) {
+  const std::time_t seconds = realtime_us / 1'000'000;
+  std::tm parts{};
+  localtime_r(&seconds, &parts);
+  char text[32];
+  const std::size_t size = std::strftime(text, sizeof text, "%F %T", &parts);
+  return std::string(text, size);
+}
+
+}  // namespace
+
+int migrate_command(const Options& options) {
+  api::MigrateRequest request;
+  request.set_capsule(options.capsule);
+  request.set_target(options.target);
+  request.set_mode(options.mode);
+  if (!options.downtime_target.empty()) {
+    const std::int64_t us = parse_duration_us(options.downtime_target);
+    if (us <= 0)
+      return usage("--downtime-target " + options.downtime_target + ": not a time (10ms)");
+    request.set_downtime_target_us(us);
+  }
+  int code = 0;
+  auto client = connect(options, code);
+  if (!client) return code;
+  MigrateSink sink(!options.quiet && !options.json);
+  auto done = client->migrate(rpc::Call(), request, sink);
+  sink.clear();
+  if (!sink.result) {
+    return fail(options, done.ok()
+                             ? make_error(Errc::peer_lost, "no result came; see `godwit history`")
+                             : done.error());
+  }
+  if (options.json)
+    print_json(to_json(*sink.result));
+  else
+    print_result(*sink.result);
+  return exit_of(*sink.result);
+}
+
+int can_migrate_command(const Options& options) {
+  api::CanMigrateRequest request;
+  request.set_capsule(options.capsule);
+  request.set_target(options.target);
+  return call(options, request, &rpc::Api::can_migrate, [&](const api::CanMigrateReply& reply) {
+    if (options.json) {
+      print_json(to_json(reply));
+    } else if (reply.reasons().empty()) {
+      fmt::print("{} can move from {} to {}\n", reply.capsule(), reply.source(), reply.target());
+    } else {
+      fmt::print("{} can't move from {}{}{}:\n", reply.capsule(), reply.source(),
+                 reply.target().empty() ? "" : " to ", reply.target());
+      for (const auto& reason : reply.reasons()) fmt::print("  {}\n", reason);
+    }
+    return static_cast<int>(reply.reasons().empty() ? Exit::ok : Exit::failed);
+  });
+}
+
+int history_command(const Options& options) {
+  api::HistoryRequest request;
+  request.set_capsule(options.capsule);
+  request.set_limit(options.limit);
+  return call(options, request, &rpc::Api::history, [&](const api::HistoryReply& reply) {
+    for (const auto& node : reply.unreachable()) {
+      fmt::print(stderr, "godwit: node {} does not answer\n", node);
+    }
+    if (options.json) {
+      Json list = Json::array();
+      for (const auto& migration : reply.migrations()) list.push_back(to_json(migration));
+      print_json(list);
+      return 0;
+    }
+    Table table({"WHEN", "CAPSULE", "FROM", "TO", "MODE", "OUTCOME", "DOWNTIME", "TOTAL", "SENT",
+                 "ROUNDS", "PHASES", "REASON"});
+    for (const auto& m : reply.migrations()) {
+      std::string phases;
+      for (const auto& phase : m.phases()) {
+        phases +=
+            fmt::format("{}{} {}", phases.empty() ? "" : ", ", phase.name(), human_us(phase.us()));
+      }
+      table.add({local_time(m.started_realtime_us()), m.capsule(), m.source(), m.target(), m.mode(),
+                 coloured(colour_of(m.outcome()), m.outcome()), human_us(m.downtime_us()),
+                 human_us(m.total_us()), human_bytes(m.bytes_sent()),
+                 fmt::format("{}", m.rounds_size()), phases.empty() ? "-" : phases, m.reason()});
+    }
+    fmt::print("{}", table.text());
+    return 0;
+  });
+}
+
+int doctor_command(const Options& options) {
+  api::DoctorRequest request;
+  request.set_node(options.doctor_node);
+  return call(options, request, &rpc::Api::doctor, [&](const api::DoctorReply& reply) {
+    bool missing = false;
+    for (const auto& probe : reply.probes()) missing = missing || probe.status() == "missing";
+    if (options.json) {
+      print_json(to_json(reply));
+    } else {
+      fmt::print("node {}, kernel {}\n", reply.node(), reply.kernel());
+      Table table({"WHAT", "STATUS", "FOUND", "INSTEAD"});
+      for (const auto& probe : reply.probes()) {
+        const Colour colour = probe.status() == "ok"        ? Colour::green
+                              : probe.status() == "missing" ? Colour::red
+                                                            : Colour::yellow;
+        table.add({probe.name(), coloured(colour, probe.status()), probe.found(), probe.instead()});
+      }
+      fmt::print("{}", table.text());
+    }
+    return static_cast<int>(missing ? Exit::failed : Exit::ok);
+  });
+}
+
+}  // namespace godwit::cli
