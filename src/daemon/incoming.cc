@@ -23,6 +23,7 @@ using std::chrono::milliseconds;
 constexpr std::int64_t listening_ms_max = 10'000;
 // How soon it shows here that the capsule was granted.
 constexpr std::int64_t grant_poll_ms = 20;
+constexpr std::chrono::seconds departure_limit{5};
 constexpr std::size_t token_bytes = 32;
 // Room that a node keeps when a capsule asks for it: page tables, page cache, godwit itself.
 constexpr std::uint64_t memory_margin_bytes = 32 << 20;
@@ -36,7 +37,25 @@ std::string random_token() {
   return token;
 }
 
+Result<void> kill_worker(const migrate::RecordContent& worker) {
+  if (worker.worker_pid == 0 || !migrate::worker_alive(worker)) return {};
+  if (::kill(worker.worker_pid, SIGKILL) != 0 && errno != ESRCH) {
+    return os_error(fmt::format("kill({})", worker.worker_pid));
+  }
+  return {};
+}
+
 }  // namespace
+
+// An earlier attempt's remains go away by themselves, once its worker has seen its link end.
+void Migrations::await_departure(const CapsuleId& id) {
+  auto capsule = host_.by_id(id.value);
+  if (!capsule) return;
+  std::unique_lock lock(capsule->mutex);
+  capsule->changed.wait_for(lock, departure_limit, [&] {
+    return !capsule->record.incoming() || !capsule->left_to.empty();
+  });
+}
 
 std::vector<std::string> Migrations::admission(const node::ReserveRequest& request) {
   std::vector<std::string> reasons;
@@ -89,6 +108,7 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
                                                const node::ReserveRequest& request) {
   node::ReserveReply reply;
   reply.set_boot(monitor_.boot());
+  if (!request.only_check()) await_departure(CapsuleId{request.spec().id()});
   for (auto& reason : admission(request)) reply.add_reasons(std::move(reason));
   if (reply.reasons_size() > 0 || request.only_check()) return reply;
 
@@ -265,15 +285,31 @@ void Migrations::end_incoming(const HostedPtr& capsule, bool worker_reported) {
   if (!done.ok()) LOG(error, "capsule {}: {}", capsule->id(), done.error().what());
 }
 
+// The source says that it keeps its copy: the record refuses, and then the worker can only be in
+// the way.
 Result<node::ReleaseReply> Migrations::release(const node::ReleaseRequest& request) {
-  auto record = migrate::CommitRecord::open(
-      migrate::grant_path(config_.env, CapsuleId{request.capsule()}), true);
-  if (record.ok()) {
-    TRY(record->change(Epoch{request.epoch()}, static_cast<std::uint32_t>(TargetState::offered),
-                       static_cast<std::uint32_t>(TargetState::refused)));
+  const CapsuleId id{request.capsule()};
+  auto record = migrate::CommitRecord::open(migrate::grant_path(config_.env, id), true);
+  if (record.ok() && TRY(record->read()).epoch.value == request.epoch()) {
+    const auto now =
+        TRY(record->change(Epoch{request.epoch()}, static_cast<std::uint32_t>(TargetState::offered),
+                           static_cast<std::uint32_t>(TargetState::refused)));
+    if (now != static_cast<std::uint32_t>(TargetState::refused)) {
+      return make_error(Errc::refused, "{} was granted here", id);
+    }
   }
-  // The worker sees the end of its link, and finds the refusal; its end is watched.
-  return node::ReleaseReply();
+  auto capsule = host_.by_id(id.value);
+  if (!capsule) return node::ReleaseReply();
+  migrate::RecordContent worker;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    const auto& held = capsule->record;
+    if (!held.incoming() || held.epoch() != request.epoch()) return node::ReleaseReply();
+    worker.worker_pid = held.worker_pid();
+    worker.worker_start_ticks = held.worker_start_ticks();
+  }
+  TRY(kill_worker(worker));
+  return node::ReleaseReply();  // Its end is watched: what it made is removed there.
 }
 
 Result<node::OutcomeReply> Migrations::outcome(const node::OutcomeRequest& request) {
@@ -334,11 +370,7 @@ Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch e
     worker.worker_pid = capsule->record.worker_pid();
     worker.worker_start_ticks = capsule->record.worker_start_ticks();
   }
-  if (worker.worker_pid != 0 && migrate::worker_alive(worker)) {
-    if (::kill(worker.worker_pid, SIGKILL) != 0 && errno != ESRCH) {
-      return os_error(fmt::format("kill({})", worker.worker_pid));
-    }
-  }
+  TRY(kill_worker(worker));
   // The watcher of the old worker ends with it and gives up the capsule's operation.
   std::optional<Operation> operation;
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(3);

@@ -63,6 +63,7 @@ class Migrations {
   Result<migrate::Answer> ask_outcome(const HostedPtr& capsule, node::OutcomeReply& reply);
   Result<bool> act(Attempt& attempt, const HostedPtr& capsule, migrate::SourceAction action,
                    const node::OutcomeReply& reply);
+  void release_target(const Attempt& attempt);
   Result<void> thaw(Attempt& attempt, const HostedPtr& capsule);
   Result<bool> serve(Attempt& attempt, const HostedPtr& capsule, const node::OutcomeReply& reply);
   void conclude(Attempt& attempt, const HostedPtr& capsule, const std::string& outcome,
@@ -72,6 +73,7 @@ class Migrations {
 
   // Target (incoming.cc).
   std::vector<std::string> admission(const node::ReserveRequest& request);
+  void await_departure(const CapsuleId& id);
   void watch_incoming(Operation operation, std::shared_ptr<Worker> worker);
   bool note_grant(const HostedPtr& capsule);
   Result<node::OutcomeReply> resume_drain(const CapsuleId& id, Epoch epoch);

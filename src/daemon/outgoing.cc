@@ -230,6 +230,7 @@ void Migrations::run_attempt(AttemptPtr attempt, Operation operation) {
     case wire::Report::STAYED:
     case wire::Report::FAILED:
       done = host_.stayed(capsule, "");
+      release_target(*attempt);
       conclude(*attempt, capsule, report->reasons_size() > 0 ? "refused" : "stayed", reason);
       break;
     case wire::Report::LOST:
@@ -342,6 +343,14 @@ bool Migrations::settle_step(Attempt& attempt, const HostedPtr& capsule) {
         change_journal(capsule, migrate::SourceState::attempting, migrate::SourceState::kept);
     if (!now.ok() || *now != static_cast<std::uint32_t>(migrate::SourceState::kept)) return false;
   }
+  if (!current && action == migrate::SourceAction::thaw) {
+    // No worker of ours has touched it (there may be none that could be asked to mend anything).
+    auto stays = host_.stayed(capsule, "");
+    if (!stays.ok()) LOG(error, "record of {}: {}", capsule->id(), stays.error().what());
+    release_target(attempt);
+    conclude(attempt, capsule, "stayed", attempt.result.reason());
+    return true;
+  }
   auto done = act(attempt, capsule, action, reply);
   if (!done.ok()) LOG(error, "capsule {}: {}", capsule->id(), done.error().what());
   return done.ok() && *done;
@@ -428,6 +437,20 @@ Result<bool> Migrations::act(Attempt& attempt, const HostedPtr& capsule,
   return false;
 }
 
+// What waits at the target isn't needed.
+void Migrations::release_target(const Attempt& attempt) {
+  node::ReleaseRequest release;
+  release.set_migration(attempt.result.id());
+  release.set_capsule(attempt.result.capsule_id());
+  release.set_epoch(attempt.result.epoch());
+  if (auto peer = peers_.find(attempt.result.target()); peer.ok()) {
+    // If it doesn't hear this, it finds out by the end of the link between the workers.
+    if (auto told = (*peer)->release("", release); !told.ok()) {
+      LOG(warn, "release at {}: {}", attempt.result.target(), told.error().what());
+    }
+  }
+}
+
 Result<void> Migrations::thaw(Attempt& attempt, const HostedPtr& capsule) {
   using migrate::SourceState;
   // From given_up only after a refusal; from attempting it was done before.
@@ -437,16 +460,7 @@ Result<void> Migrations::thaw(Attempt& attempt, const HostedPtr& capsule) {
   }
   TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::THAW)));
   TRY(host_.stayed(capsule, ""));
-  node::ReleaseRequest release;
-  release.set_migration(attempt.result.id());
-  release.set_capsule(capsule->id().value);
-  release.set_epoch(attempt.result.epoch());
-  if (auto peer = peers_.find(attempt.result.target()); peer.ok()) {
-    // If it doesn't hear this, it finds out by the end of the link between the workers.
-    if (auto told = (*peer)->release("", release); !told.ok()) {
-      LOG(warn, "release at {}: {}", attempt.result.target(), told.error().what());
-    }
-  }
+  release_target(attempt);
   conclude(attempt, capsule, "stayed", attempt.result.reason());
   return {};
 }
