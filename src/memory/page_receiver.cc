@@ -120,6 +120,7 @@ void PageReceiver::write() {
         Error error = std::move(*receive_error_);
         stopped_ = true;
         lock.unlock();
+        sys::shutdown_socket(fd_);  // It may be what came that was wrong: the peer is told.
         return sink_.on_failure(std::move(error));
       }
     }

@@ -14,7 +14,7 @@ namespace godwit::wire {
 inline constexpr std::uint32_t frame_magic = 0x46505747;  // "GWPF" as bytes in the stream.
 inline constexpr std::size_t frame_header_bytes = 32;
 inline constexpr std::uint32_t frame_data_pages_max = 256;      // 1 MiB of payload.
-inline constexpr std::uint32_t frame_run_pages_max = 1u << 30;  // `drop` and `pending`: 4 TiB.
+inline constexpr std::uint32_t frame_run_pages_max = 1u << 26;  // `drop`, `pending`: 256 GiB.
 inline constexpr std::uint64_t frame_offset_end = 1ull << 57;   // Five-level page tables.
 inline constexpr std::uint32_t file_space_bit = 0x80000000u;    // Space of a private file.
 
