@@ -261,8 +261,9 @@ Result<std::shared_ptr<Console::Client>> Console::admit(const api::AttachRequest
     expected_ = open.attach_id();
   }
   if (before) {
-    before->push(closed_reply(Errc::cancelled, "another client has taken over",
-                              before->id == open.attach_id()));
+    const bool same = before->id == open.attach_id();
+    before->push(closed_reply(same ? Errc::cancelled : Errc::refused,
+                              "another client has taken over", same));
   }
   hooks_.attached(open.attach_id());
   return client;

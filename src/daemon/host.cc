@@ -20,7 +20,6 @@
 namespace godwit::daemon {
 namespace {
 
-constexpr std::int64_t claim_us = 120'000'000;  // Longer than any run takes to start.
 constexpr std::size_t id_prefix_min = 4;
 
 // 02: locally administered; the rest follows from the address, which is unique in the cluster.
@@ -337,28 +336,37 @@ bool Host::is_arriving(std::uint32_t uid, const std::string& reference) {
   return false;
 }
 
-bool Host::claim(const std::string& name, const std::string& ip, const std::string& id,
-                 bool& ip_taken) {
+bool Host::is_free(const std::string& name, const std::string& ip, const std::string& id,
+                   bool& ip_taken) {
   bool name_taken = false;
+  const auto compare = [&](const std::string& other_name, const std::string& other_ip) {
+    name_taken = name_taken || other_name == name;
+    ip_taken = ip_taken || (!ip.empty() && other_ip == ip);
+  };
   for (const auto& capsule : all()) {
     const std::lock_guard lock(capsule->mutex);
     const auto& spec = capsule->record.spec();
-    if (spec.id() == id || capsule->ended()) continue;
-    name_taken = name_taken || spec.name() == name;
-    ip_taken = ip_taken || (!ip.empty() && spec.ip() == ip);
+    if (spec.id() != id && !capsule->ended()) compare(spec.name(), spec.ip());
   }
   const std::lock_guard lock(mutex_);
-  const std::int64_t now_us = monotonic_us();
-  std::erase_if(claims_, [&](const auto& entry) {
-    return entry.second.until_us < now_us || capsules_.contains(entry.first);
-  });
   for (const auto& [other, claim] : claims_) {
-    if (other == id) continue;
-    name_taken = name_taken || claim.name == name;
-    ip_taken = ip_taken || (!ip.empty() && claim.ip == ip);
+    if (other != id) compare(claim.name, claim.ip);
   }
-  if (!name_taken && !ip_taken) claims_[id] = {name, ip, now_us + claim_us};
   return !name_taken;
+}
+
+bool Host::claim(const std::string& name, const std::string& ip, const std::string& id,
+                 bool& ip_taken) {
+  {
+    const std::lock_guard lock(mutex_);
+    claims_[id] = {name, ip};
+  }
+  return is_free(name, ip, id, ip_taken);
+}
+
+void Host::unclaim(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  claims_.erase(id);
 }
 
 // ---- Operations ----
@@ -470,7 +478,6 @@ Result<void> Host::forget(const HostedPtr& capsule) {
   {
     const std::lock_guard lock(mutex_);
     capsules_.erase(capsule->id().value);
-    claims_.erase(capsule->id().value);
   }
   const std::lock_guard lock(capsule->mutex);
   capsule->left_to = "nowhere";

@@ -103,8 +103,13 @@ class Host {
   std::vector<HostedPtr> all();
   std::optional<std::string> moved_to(const std::string& id);
 
-  // False: in use here by another capsule. Holds for a while, until the capsule appears.
+  // Names and addresses are unique in the cluster: whoever starts a capsule notes his claim here,
+  // then asks the other nodes whether it is in use there, by a capsule or by such a note. Of two
+  // that start at the same time at least one sees the other's note. False: the name is in use here.
   bool claim(const std::string& name, const std::string& ip, const std::string& id, bool& ip_taken);
+  bool is_free(const std::string& name, const std::string& ip, const std::string& id,
+               bool& ip_taken);
+  void unclaim(const std::string& id);
 
   api::CapsuleInfo info(const HostedPtr& capsule);
 
@@ -158,7 +163,6 @@ class Host {
   std::map<std::string, std::string> moved_;
   struct Claim {
     std::string name, ip;
-    std::int64_t until_us;
   };
   std::map<std::string, Claim> claims_;  // by id
 

@@ -211,15 +211,14 @@ Result<void> Host::signal(const rpc::Call& call, const HostedPtr& capsule, int n
     }
     auto init =
         capsule::InitClient::connect(capsule::Shell::socket_path(config_.env, capsule->id()));
-    if (init.ok()) {
-      const auto status = init->status();
-      if (status.ok() && status->relay_running != 0) return init->signal(number, to);
+    auto sent = init.ok() ? init->signal(number, to) : Result<void>(init.error());
+    // EAGAIN: the relay stands still.
+    if (sent.ok() || (init.ok() && sent.error().sys_errno() != EAGAIN &&
+                      sent.error().code() != Errc::peer_lost)) {
+      return sent;
     }
     std::unique_lock lock(capsule->mutex);
-    if (capsule->operation.empty()) {
-      if (!init.ok()) return std::move(init).error();
-      return init->signal(number, to);  // To a frozen one it is pending until the thaw.
-    }
+    if (capsule->operation.empty()) return sent;
     if (call.is_cancelled() || std::chrono::steady_clock::now() > until) {
       return make_error(Errc::timeout, "{} is being {}; the signal was not sent",
                         capsule->record.spec().name(), capsule->operation);

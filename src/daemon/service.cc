@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "base/clock.h"
+#include "base/guard.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "daemon/doctor.h"
@@ -168,6 +168,7 @@ Result<api::RunReply> Service::run_here(const rpc::Call& call, const api::RunReq
     return make_error(Errc::invalid, "name {}: letters, digits, '-', '_', '.', at most {}", name,
                       name_bytes_max);
   }
+  Guard claim([&] { host_.unclaim(id); });  // The capsule itself holds them once it is known.
   std::string ip;
   std::uint32_t prefix_len = 0;
   for (int tried = 0;; ++tried) {
@@ -460,7 +461,7 @@ Result<node::FindReply> Service::find(const node::FindRequest& request) {
 Result<node::ClaimNameReply> Service::claim_name(const node::ClaimNameRequest& request) {
   node::ClaimNameReply reply;
   bool ip_taken = false;
-  reply.set_taken(!host_.claim(request.name(), request.ip(), request.id(), ip_taken));
+  reply.set_taken(!host_.is_free(request.name(), request.ip(), request.id(), ip_taken));
   reply.set_ip_taken(ip_taken);
   return reply;
 }
