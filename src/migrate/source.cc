@@ -22,6 +22,7 @@
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
 #include "sys/namespaces.h"
+#include "sys/thread_priority.h"
 #include "transport/link.h"
 #include "wire/migrate.pb.h"
 
@@ -372,6 +373,8 @@ Result<RoundDecision> Source::rounds() {
 }
 
 Result<void> Source::move(const RoundDecision&) {
+  // On a busy node every wait of ours in the freeze would otherwise be a turn of everybody else.
+  if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
   reporter_.phase("freeze");
   frozen_at_us_ = monotonic_us();
   capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true}));
@@ -410,6 +413,7 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   TRY(control_.send(message));
   TRY(send_round(postcopy ? memory::RoundKind::last_postcopy : memory::RoundKind::last, 0,
                  std::move(eager)));
+  reporter_.phase("ready");
   wire::ToSource reply;
   TRY(expect(reply, wire::ToSource::kReady, finish_ms_max));
   return {};

@@ -15,6 +15,7 @@
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
 #include "sys/cpuid.h"
+#include "sys/thread_priority.h"
 #include "transport/link.h"
 #include "wire/migrate.pb.h"
 
@@ -262,6 +263,8 @@ Result<void> Target::on_prepare(const image::Capsule& so_far) {
   prepared_ = so_far;
   TRY(make_fault_descriptors());
   memory_->forget_targets();
+  // The next message may already be the freeze's; the bulk of the work before it is done.
+  if (!sys::raise_thread_priority()) LOG(info, "the restore runs at ordinary priority");
   wire::ToSource reply;
   reply.mutable_prepared();
   return control_.send(reply);
@@ -274,15 +277,19 @@ Result<void> Target::on_round(std::uint64_t round) {
 }
 
 Result<void> Target::on_finish(const wire::Finish& finish) {
-  reporter_.phase("finish");
+  reporter_.phase("relay");
   std::int64_t began_ns = monotonic_ns();
   const image::Capsule& final = finish.final();
   postcopy_ = finish.postcopy();
   last_round_ = finish.round();
   TRY(shell_->init().relay_put(finish.relay_state()));
+  reporter_.phase("mappings");
   TRY(restorer_->prepare_final(final));
+  reporter_.phase("last pages");
   memory::ReceivedRound received = TRY(memory_->wait_round(finish.round(), round_ms_max));
+  reporter_.phase("restore");
   TRY(restorer_->finish(final, monotonic_ns() - began_ns));
+  reporter_.phase("seal");
   if (postcopy_) {
     TRY(hold_fault_descriptors());
     TRY(memory_->start_pager(urgent_.fd()));

@@ -10,7 +10,8 @@ namespace godwit::sys {
 bool raise_thread_priority() {
   sched_param param{};
   param.sched_priority = 1;
-  if (::pthread_setschedparam(::pthread_self(), SCHED_RR, &param) == 0) return true;
+  // Not for threads that this one starts: those copy in bulk.
+  if (::sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &param) == 0) return true;
   return ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), -15) == 0;
 }
 
