@@ -3,7 +3,9 @@
 
 #include <cstdio>
 #include <ctime>
+#include <optional>
 
+#include "base/clock.h"
 #include "cli/commands.h"
 #include "cli/connect.h"
 #include "cli/exit_codes.h"
@@ -12,6 +14,8 @@
 
 namespace godwit::cli {
 namespace {
+
+constexpr std::int64_t result_wait_us_max = 60'000'000;
 
 // One line that is written over, on a terminal only.
 class ProgressLine {
@@ -83,6 +87,26 @@ void print_result(const api::MigrationResult& m) {
   }
 }
 
+// The daemon was lost, the migration wasn't: it goes on by itself, and whoever takes it up writes
+// down what became of it.
+std::optional<api::MigrationResult> result_from_history(rpc::ApiClient& client,
+                                                        const std::string& capsule,
+                                                        std::int64_t since_realtime_us) {
+  const std::int64_t until_us = monotonic_us() + result_wait_us_max;
+  while (monotonic_us() < until_us) {
+    api::HistoryRequest request;
+    request.set_capsule(capsule);
+    request.set_limit(1);
+    auto history = client.history(rpc::Call(), request);
+    if (history.ok() && history->migrations_size() > 0 &&
+        history->migrations(0).started_realtime_us() >= since_realtime_us) {
+      return history->migrations(0);
+    }
+    usleep(100'000);
+  }
+  return std::nullopt;
+}
+
 std::string local_time(std::int64_t realtime_us) {
   const std::time_t seconds = realtime_us / 1'000'000;
   std::tm parts{};
@@ -109,7 +133,11 @@ int migrate_command(const Options& options) {
   auto client = connect(options, code);
   if (!client) return code;
   MigrateSink sink(!options.quiet && !options.json);
+  const std::int64_t began_realtime_us = realtime_us();
   auto done = client->migrate(rpc::Call(), request, sink);
+  if (!sink.result && !done.ok() && done.error().code() == Errc::peer_lost) {
+    sink.result = result_from_history(*client, options.capsule, began_realtime_us);
+  }
   sink.clear();
   if (!sink.result) {
     return fail(options, done.ok()

@@ -208,6 +208,7 @@ Result<std::vector<HostedPtr>> Host::adopt() {
     moved_ = std::move(moved);
   }
   std::vector<HostedPtr> undecided;
+  std::vector<std::jthread> threads;  // An init that doesn't answer must not hold up the others.
   for (auto& record : TRY(store_.load())) {
     auto capsule = std::make_shared<Hosted>();
     capsule->record = std::move(record);
@@ -221,11 +222,17 @@ Result<std::vector<HostedPtr>> Host::adopt() {
       undecided.push_back(capsule);
       continue;
     }
-    if (auto adopted = adopt_one(capsule); !adopted.ok()) {
+    if (capsule->record.residual_size() > 0) undecided.push_back(capsule);  // Pages still come.
+    threads.emplace_back([this, capsule] {
+      auto adopted = adopt_one(capsule);
+      if (adopted.ok()) return;
       LOG(error, "capsule {}: {}", capsule->id(), adopted.error().what());
-      TRY(ended(capsule, SIGKILL, adopted.error().what()));
-    }
+      if (auto end = ended(capsule, SIGKILL, adopted.error().what()); !end.ok()) {
+        LOG(error, "capsule {}: {}", capsule->id(), end.error().what());
+      }
+    });
   }
+  threads.clear();
   // What has a run directory but no record belongs to nobody: a `run` that was killed at its start.
   std::error_code error;
   for (const auto& entry :
@@ -390,17 +397,16 @@ Result<Operation> Host::begin(const HostedPtr& capsule, const std::string& what)
   return Operation(*this, capsule);
 }
 
-Operation Host::resume(const HostedPtr& capsule, const std::string& what, bool streams) {
-  {
-    const std::lock_guard lock(capsule->mutex);
-    capsule->operation = what;
-  }
-  if (streams) {
-    // Where it fails the worker has taken the shell apart already; the outcome comes soon.
-    auto started = start_console(capsule, capsule->record.attach_id(), true);
-    if (!started.ok()) LOG(info, "streams of {}: {}", capsule->id(), started.error().what());
-  }
+Operation Host::resume(const HostedPtr& capsule, const std::string& what) {
+  const std::lock_guard lock(capsule->mutex);
+  capsule->operation = what;
   return Operation(*this, capsule);
+}
+
+void Host::try_streams(const HostedPtr& capsule) {
+  // Where it fails the worker has taken the shell apart already; the outcome comes soon.
+  auto started = start_console(capsule, capsule->record.attach_id(), true);
+  if (!started.ok()) LOG(info, "streams of {}: {}", capsule->id(), started.error().what());
 }
 
 void Host::end_operation(const HostedPtr& capsule) {

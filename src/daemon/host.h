@@ -114,8 +114,10 @@ class Host {
   api::CapsuleInfo info(const HostedPtr& capsule);
 
   Result<Operation> begin(const HostedPtr& capsule, const std::string& what);
-  // Of a capsule that another godwitd had in an operation. `streams`: it may be running here.
-  Operation resume(const HostedPtr& capsule, const std::string& what, bool streams);
+  // Of a capsule that another godwitd had in an operation.
+  Operation resume(const HostedPtr& capsule, const std::string& what);
+  // Of one that may be running here, while a worker may be taking it apart: may wait for long.
+  void try_streams(const HostedPtr& capsule);
   Result<void> update(const HostedPtr& capsule,
                       const std::function<void(node::CapsuleRecord&)>& change);
 

@@ -423,7 +423,7 @@ Result<bool> Migrations::act(Attempt& attempt, const HostedPtr& capsule,
       TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::DESTROY)));
       TRY(host_.leave(capsule, NodeId{attempt.result.target()}));
       conclude(attempt, capsule, "moved",
-               "the target runs it; found out after the worker was lost");
+               "found out from the records, after godwitd or its worker was lost");
       return true;
     case SourceAction::lost:
       TRY(change_journal(capsule, SourceState::given_up, SourceState::released));
@@ -496,11 +496,12 @@ Result<bool> Migrations::serve(Attempt& attempt, const HostedPtr& capsule,
 
 void Migrations::take_over(const std::vector<HostedPtr>& undecided) {
   for (const auto& capsule : undecided) {
-    const bool incoming = capsule->record.incoming();
+    const bool incoming = capsule->record.incoming() || capsule->record.residual_size() > 0;
     migrate::RecordContent worker;
     worker.worker_pid = capsule->record.worker_pid();
     worker.worker_start_ticks = capsule->record.worker_start_ticks();
-    Operation operation = host_.resume(capsule, "migrated", !incoming);
+    if (capsule->ended()) continue;
+    Operation operation = host_.resume(capsule, "migrated");
     if (incoming) {
       std::thread([this, operation = std::move(operation)]() mutable {
         watch_incoming(std::move(operation), nullptr);
@@ -522,6 +523,7 @@ void Migrations::take_over(const std::vector<HostedPtr>& undecided) {
     result.set_started_realtime_us(record.attempt_realtime_us());
     result.set_reason("godwitd was restarted during the migration");
     std::thread([this, attempt, worker, operation = std::move(operation)]() mutable {
+      std::thread([this, capsule = operation.capsule()] { host_.try_streams(capsule); }).detach();
       // The worker goes on without us; what it achieves is in its records.
       while (worker.worker_pid != 0 && migrate::worker_alive(worker)) {
         std::this_thread::sleep_for(milliseconds(50));
