@@ -5,6 +5,7 @@
 namespace godwit::migrate {
 
 void EventSink::send(const wire::WorkerEvent& event) {
+  std::lock_guard lock(mutex_);
   if (daemon_gone_) return;
   Result<void> sent = channel_.send(event);
   if (sent.ok()) return;
@@ -30,6 +31,55 @@ void EventSink::done(const wire::Report& report) {
   send(event);
 }
 
+Reporter::Reporter(EventSink& sink)
+    : sink_(sink), began_us_(monotonic_us()), ticker_([this] { tick(); }) {}
+
+Reporter::~Reporter() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  stopped_.notify_all();
+  ticker_.join();
+}
+
+void Reporter::tick() {
+  std::unique_lock lock(mutex_);
+  while (!stop_) {
+    stopped_.wait_for(lock, std::chrono::milliseconds(tick_ms));
+    if (!stop_) send_progress(lock);
+  }
+}
+
+void Reporter::send_progress(std::unique_lock<std::mutex>& lock) {
+  if (bytes_sent_) {
+    std::uint64_t sent = bytes_sent_();
+    std::int64_t now_us = monotonic_us();
+    if (now_us > sent_before_us_)
+      progress_.set_bytes_per_s((sent - sent_before_) * 1'000'000 /
+                                static_cast<std::uint64_t>(now_us - sent_before_us_));
+    sent_before_ = sent;
+    sent_before_us_ = now_us;
+    progress_.set_bytes_sent(sent);
+  }
+  wire::Progress progress = progress_;
+  lock.unlock();  // The daemon may be slow to read; nobody else shall wait for that.
+  sink_.progress(progress);
+  lock.lock();
+}
+
+void Reporter::estimate(std::uint64_t bytes_remaining, std::uint64_t dirty_bytes_per_s) {
+  std::lock_guard lock(mutex_);
+  progress_.set_bytes_remaining(bytes_remaining);
+  progress_.set_dirty_bytes_per_s(dirty_bytes_per_s);
+}
+
+void Reporter::watch(std::function<std::uint64_t()> bytes_sent) {
+  std::lock_guard lock(mutex_);
+  bytes_sent_ = std::move(bytes_sent);
+  sent_before_us_ = monotonic_us();
+}
+
 void Reporter::close_phase(std::int64_t now_us) {
   if (report_.phases_size() == 0) return;
   wire::Phase& last = *report_.mutable_phases(report_.phases_size() - 1);
@@ -42,22 +92,16 @@ void Reporter::phase(const std::string& name) {
   wire::Phase& next = *report_.add_phases();
   next.set_name(name);
   next.set_begin_us(now - began_us_);
-}
-
-void Reporter::progress(std::uint64_t bytes_remaining) {
-  wire::Progress p;
-  if (report_.phases_size() > 0) p.set_phase(report_.phases(report_.phases_size() - 1).name());
-  p.set_bytes_sent(report_.bytes_sent());
-  p.set_bytes_remaining(bytes_remaining);
-  p.set_dirty_bytes_per_s(report_.dirty_bytes_per_s());
-  p.set_bytes_per_s(report_.link_bytes_per_s());
-  sink_.progress(p);
+  std::lock_guard lock(mutex_);
+  progress_.set_phase(name);
 }
 
 const wire::Report& Reporter::finish() {
   std::int64_t now = monotonic_us();
   close_phase(now);
   report_.set_total_us(now - began_us_);
+  std::lock_guard lock(mutex_);
+  bytes_sent_ = nullptr;  // What it asks is about to be taken apart.
   return report_;
 }
 

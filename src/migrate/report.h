@@ -1,7 +1,12 @@
 // Keeps book of one migration: phases with their times, and progress for whoever watches.
 #pragma once
 
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
 #include <string>
+#include <thread>
 
 #include "base/clock.h"
 #include "migrate/worker_channel.h"
@@ -10,6 +15,7 @@
 namespace godwit::migrate {
 
 // News for the daemon. It may be gone; what must be known is in the records, so sending never fails.
+// Any thread.
 class EventSink {
  public:
   explicit EventSink(WorkerChannel& channel) : channel_(channel) {}
@@ -19,27 +25,50 @@ class EventSink {
 
  private:
   void send(const wire::WorkerEvent& event);
+  std::mutex mutex_;
   WorkerChannel& channel_;
   bool daemon_gone_ = false;
 };
 
+// Also the sign of life: godwitd takes a worker that is silent for long for dead. Progress goes out with
+// every phase and from a thread of its own in between, however long a round takes.
 class Reporter {
  public:
-  explicit Reporter(EventSink& sink) : sink_(sink), began_us_(monotonic_us()) {}
+  static constexpr std::int64_t tick_ms = 500;
+
+  explicit Reporter(EventSink& sink);
+  ~Reporter();
+  Reporter(const Reporter&) = delete;
+  Reporter& operator=(const Reporter&) = delete;
 
   // Ends the phase before.
   void phase(const std::string& name);
-  void progress(std::uint64_t bytes_remaining);
-  wire::Report& report() { return report_; }
+  // What is known to be left, and how fast the program writes.
+  void estimate(std::uint64_t bytes_remaining, std::uint64_t dirty_bytes_per_s);
+  // Asked by the ticking thread: bytes that have left so far. Set once the links stand.
+  void watch(std::function<std::uint64_t()> bytes_sent);
+
+  wire::Report& report() { return report_; }  // The main thread's only.
   // Ends the last phase and fills in the total.
   const wire::Report& finish();
 
  private:
   void close_phase(std::int64_t now_us);
+  void tick();
+  void send_progress(std::unique_lock<std::mutex>& lock);
 
   EventSink& sink_;
   std::int64_t began_us_;
   wire::Report report_;
+
+  std::mutex mutex_;  // Guards what follows.
+  std::condition_variable stopped_;
+  bool stop_ = false;
+  wire::Progress progress_;
+  std::function<std::uint64_t()> bytes_sent_;
+  std::uint64_t sent_before_ = 0;
+  std::int64_t sent_before_us_ = 0;
+  std::thread ticker_;  // Last: uses all of the above.
 };
 
 }  // namespace godwit::migrate

@@ -193,6 +193,7 @@ Result<void> Source::connect() {
     streams_.push_back(data_.back().fd());
   }
   urgent_ = TRY(link(transport::LinkKind::urgent, 0));
+  reporter_.watch([this] { return transport::bytes_acknowledged(streams_); });
   wire::ToSource hello;
   return expect(hello, wire::ToSource::kHello, prepare_ms_max);
 }
@@ -361,7 +362,7 @@ Result<RoundDecision> Source::rounds() {
     decision = policy.after({.bytes = stats.bytes, .us = us}, dirty.pages * page_bytes);
     reporter_.report().set_dirty_bytes_per_s(policy.dirty_bytes_per_s());
     reporter_.report().set_link_bytes_per_s(policy.bytes_per_s());
-    reporter_.progress(dirty.pages * page_bytes);
+    reporter_.estimate(dirty.pages * page_bytes, policy.dirty_bytes_per_s());
     TRY(follow_changes());  // So that the freeze finds little to change.
   }
   LOG(info, "rounds end: {}", decision.reason);

@@ -1,6 +1,9 @@
 #include "transport/link.h"
 
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <sys/socket.h>
 
 #include "transport/handshake.h"
 #include "transport/socket.h"
@@ -61,6 +64,17 @@ Result<void> Link::receive(google::protobuf::MessageLite& message, std::int64_t 
 
 void Link::shutdown() {
   if (fd_.valid()) ::shutdown(fd_.get(), SHUT_RDWR);
+}
+
+std::uint64_t bytes_acknowledged(std::span<const int> sockets) {
+  std::uint64_t sum = 0;
+  for (int fd : sockets) {
+    tcp_info info{};
+    socklen_t length = sizeof info;
+    // A figure for people: a socket that can't tell counts as nothing.
+    if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0) sum += info.tcpi_bytes_acked;
+  }
+  return sum;
 }
 
 Result<Link> connect(const std::string& address, std::uint16_t port, const Token& token,

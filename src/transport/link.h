@@ -75,6 +75,9 @@ class Link {
   std::unique_ptr<std::mutex> send_lock_;
 };
 
+// Bytes that the peer's TCP has acknowledged on these sockets, all together. Any thread.
+std::uint64_t bytes_acknowledged(std::span<const int> sockets);
+
 Result<Link> connect(const std::string& address, std::uint16_t port, const Token& token,
                      LinkKind kind, std::uint32_t index, const LinkOptions& options);
 
