@@ -95,7 +95,6 @@ class Source {
   image::Capsule prepared_;  // What the target has built so far.
   std::set<std::uint32_t> sent_files_;  // Private files whose present content the target has.
   std::uint64_t next_round_ = 0;
-  std::int64_t round_trip_us_ = 0;
   std::int64_t frozen_at_us_ = 0;
   bool given_up_ = false;
   bool postcopy_ = false;
@@ -214,11 +213,9 @@ Result<void> Source::expect(wire::ToSource& reply, wire::ToSource::MessageCase w
 Result<void> Source::send_prepare(image::Capsule image) {
   wire::ToTarget message;
   *message.mutable_prepare()->mutable_so_far() = image;
-  std::int64_t sent_us = monotonic_us();
   TRY(control_.send(message));
   wire::ToSource reply;
   TRY(expect(reply, wire::ToSource::kPrepared, prepare_ms_max));
-  round_trip_us_ = monotonic_us() - sent_us;
   for (const image::Process& process : image.processes())
     memory_.set_target_layout(static_cast<memory::SpaceId>(process.pid()),
                               memory::content_areas(process.mm()));
@@ -391,6 +388,10 @@ Result<void> Source::move(const RoundDecision&) {
 }
 
 Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
+  // First: from here init takes no signals for the program, so that none is lost between the look
+  // at pending ones and the end of this copy.
+  reporter_.phase("relay");
+  std::string relay_state = TRY(shell_->init().relay_get());
   reporter_.phase("describe");
   image::Capsule final;
   TRY(tree.describe(final, &prepared_));  // Flags of mappings that haven't changed: as prepared.
@@ -405,7 +406,7 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   if (!same_layout(prepared_, final)) TRY(send_prepare(final));
   wire::ToTarget message;
   wire::Finish& finish = *message.mutable_finish();
-  finish.set_relay_state(TRY(shell_->init().relay_get()));
+  finish.set_relay_state(std::move(relay_state));
   finish.set_round(static_cast<std::uint32_t>(next_round_));
   finish.set_postcopy(postcopy);
   auto eager = postcopy ? touched_at_once(final) : std::vector<memory::RoundOptions::Range>{};
@@ -458,7 +459,8 @@ Result<void> Source::commit(capture::FrozenTree& tree) {
   TRY(control_.send(message));
   wire::ToSource reply;
   TRY(expect(reply, wire::ToSource::kRunning, running_ms_max));
-  reporter_.report().set_downtime_us(monotonic_us() - frozen_at_us_ - round_trip_us_ / 2);
+  reporter_.report().set_downtime_us(monotonic_us() - frozen_at_us_ -
+                                     transport::round_trip_us(control_.fd()) / 2);
   return {};
 }
 

@@ -66,14 +66,21 @@ void Link::shutdown() {
   if (fd_.valid()) ::shutdown(fd_.get(), SHUT_RDWR);
 }
 
+namespace {
+// Figures for people: a socket that can't tell counts as zero.
+tcp_info info_of(int socket) {
+  tcp_info info{};
+  socklen_t length = sizeof info;
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return {};
+  return info;
+}
+}  // namespace
+
+std::int64_t round_trip_us(int socket) { return info_of(socket).tcpi_rtt; }
+
 std::uint64_t bytes_acknowledged(std::span<const int> sockets) {
   std::uint64_t sum = 0;
-  for (int fd : sockets) {
-    tcp_info info{};
-    socklen_t length = sizeof info;
-    // A figure for people: a socket that can't tell counts as nothing.
-    if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0) sum += info.tcpi_bytes_acked;
-  }
+  for (int fd : sockets) sum += info_of(fd).tcpi_bytes_acked;
   return sum;
 }
 

@@ -75,6 +75,8 @@ class Link {
   std::unique_ptr<std::mutex> send_lock_;
 };
 
+// As TCP has measured it on this socket; 0 if it can't tell. Any thread.
+std::int64_t round_trip_us(int socket);
 // Bytes that the peer's TCP has acknowledged on these sockets, all together. Any thread.
 std::uint64_t bytes_acknowledged(std::span<const int> sockets);
 
