@@ -376,8 +376,10 @@ Result<void> Source::move(const RoundDecision&) {
   reporter_.phase("freeze");
   frozen_at_us_ = monotonic_us();
   capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true}));
-  // From here no page of the tree can change. Every early return thaws.
+  // From here no page of the tree can change. Every early return thaws, until the capsule is given up:
+  // then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {
+    if (given_up_) return;
     if (Result<void> r = shell_->init().relay_go(); !r.ok())
       LOG(error, "relay does not go on: {}", r.error().what());
   });
