@@ -80,6 +80,16 @@ def of_this_ctest(godwit):
     return Cluster(godwit, json.loads(path.read_text())["name"])
 
 
+def of_this_machine(godwit):
+    """The real nodes n1 (here) and n2 whose daemon GODWIT_SOCKET names; None without one."""
+    socket = os.environ.get("GODWIT_SOCKET")
+    if not socket:
+        return None
+    cluster = Cluster(godwit, None)
+    cluster.env = {"PATH": os.environ["PATH"], "GODWIT_SOCKET": socket}
+    return cluster
+
+
 def fixture_up(godwit):
     ctest_pid = os.getppid()
     cluster = Cluster(godwit, f"t-{ctest_pid}")

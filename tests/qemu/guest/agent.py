@@ -1,0 +1,70 @@
+"""Runs commands for the host, which speaks through a virtio serial port: JSON objects, one a line.
+
+    {"id": 1, "argv": [...], "env": {...}, "limit_s": 10}      what to run
+    {"id": 1, "status": 0, "stdout": "...", "stderr": "..."}   how it ended; -1: over its limit
+
+Commands run side by side. The first line says that the machine is up.
+"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+
+PORT_NAME = "org.godwit.test"
+
+
+def open_port():
+    subprocess.run(["modprobe", "virtio_console"], check=True)
+    for name in pathlib.Path("/sys/class/virtio-ports").glob("*/name"):
+        if name.read_text().strip() == PORT_NAME:
+            return os.open(f"/dev/{name.parent.name}", os.O_RDWR)
+    raise SystemExit(f"no virtio port {PORT_NAME}")
+
+
+class Agent:
+    def __init__(self, fd):
+        self.fd = fd
+        self.lock = threading.Lock()
+
+    def send(self, message):
+        data = json.dumps(message).encode() + b"\n"
+        with self.lock:
+            while data:
+                data = data[os.write(self.fd, data):]
+
+    def run(self, order):
+        # A session of its own: what the command leaves behind ends with it when it hangs.
+        child = subprocess.Popen(order["argv"], env={**os.environ, **order["env"]}, cwd="/",
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, start_new_session=True)
+        try:
+            output = child.communicate(timeout=order["limit_s"])
+            status = child.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            output = child.communicate()
+            status = -1
+        stdout, stderr = (data.decode(errors="replace") for data in output)
+        self.send({"id": order["id"], "status": status, "stdout": stdout, "stderr": stderr})
+
+    def answer(self, order):
+        try:
+            self.run(order)
+        except OSError as error:
+            self.send({"id": order["id"], "status": 127, "stdout": "", "stderr": str(error)})
+
+    def serve(self):
+        self.send({"up": os.uname().release})
+        rest = b""
+        while True:
+            data = os.read(self.fd, 65536)
+            if not data:
+                raise SystemExit("the host has closed the port")
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                threading.Thread(target=self.answer, args=(json.loads(line),), daemon=True).start()
+
+
+Agent(open_port()).serve()

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Moves tracees between two QEMU machines with kernels 6.12 and 6.1, in both directions.
+
+    run.py short|full [--build DIR] [--cases REGEX] [--modes stop,...] [--users root,user] [--keep]
+    run.py image      makes the machines' file system (otherwise done when it's needed)
+
+short: about six tracees, for ctest. full: all of them. Exit status 77: skipped.
+"""
+import argparse
+import pathlib
+import re
+import signal
+import shutil
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "system")]
+
+import image as images          # noqa: E402
+import manifest                 # noqa: E402
+from machine import MEMORY_MIB, MachineFailed   # noqa: E402
+from pair import Pair           # noqa: E402
+
+SKIP = 77
+NOBODY = 65534
+MODES = ("stop", "precopy", "postcopy", "hybrid", "auto")
+SHORT = ("private_anonymous_keeps_every_byte", "clock_monotonic_never_jumps_back",
+         "vdso_calls_survive", "nanosleep_keeps_its_time", "thread_ids_stay",
+         "memfd_agrees_through_map_and_write")
+BINARIES = ("godwitd", "godwit", "godwit-worker", "godwit-init")
+# What `godwit doctor` must say of each kernel: the start of a probe's name, and its status.
+DOCTOR = {"n1": (("PAGEMAP_SCAN", "ok"), ("userfaultfd WP_ASYNC", "ok")),
+          "n2": (("PAGEMAP_SCAN", "degraded"), ("userfaultfd WP_ASYNC", "degraded"))}
+
+
+class Skip(Exception):
+    pass
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["short", "full", "image"])
+    parser.add_argument("--build", type=pathlib.Path, default=HERE.parent.parent / "build/release")
+    parser.add_argument("--cache", type=pathlib.Path, default=HERE.parent.parent / "build/qemu")
+    parser.add_argument("--cases", help="only those whose name matches")
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--users", default=None, help="root,user; short: root")
+    parser.add_argument("--keep", action="store_true", help="don't remove logs of a failure")
+    return parser.parse_args()
+
+
+def available_mib():
+    text = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
+    return int(re.search(r"MemAvailable:\s+(\d+)", text)[1]) >> 10
+
+
+def check_machine(options):
+    import os
+    if os.geteuid() != 0:
+        raise Skip("making the machines' file system needs root")
+    if missing := images.missing_tools():
+        raise Skip(f"not installed: {', '.join(missing)}")
+    wanted = 2 * MEMORY_MIB + 512
+    if available_mib() < wanted:
+        raise Skip(f"two machines need {wanted} MiB of memory, {available_mib()} are free")
+    binaries = [options.build / "bin" / name for name in BINARIES]
+    if missing := [str(path) for path in binaries if not path.exists()]:
+        raise Skip(f"not built: {', '.join(missing)}")
+    return binaries
+
+
+def wanted_cases(options):
+    # Machines share no directory.
+    cases = [case for case in manifest.load()[1] if not case.in_shared_dir]
+    if options.cases:
+        return [case for case in cases if re.search(options.cases, case.name)]
+    if options.what == "short":
+        return [case for case in cases if case.name in SHORT]
+    return cases
+
+
+def wanted_users(options, case):
+    names = (options.users or ("root" if options.what == "short" else "root,user")).split(",")
+    users = {"root": 0, "user": NOBODY}
+    return [(name, users[name]) for name in names if name == "root" or not case.root]
+
+
+def check_doctor(pair, say):
+    """Each kernel offers what it is here for; else the test would not test what it says."""
+    wrong = []
+    for node, expectations in DOCTOR.items():
+        report = pair.doctor(node)
+        probes = report["probes"] if isinstance(report, dict) else report
+        for name, status in expectations:
+            found = [probe for probe in probes if probe["name"].startswith(name)]
+            if [probe["status"] for probe in found] != [status]:
+                wrong.append(f"doctor of {node}: {name} should be {status}: {found}")
+        lacks = [f"{probe['name']} ({probe['status']})" for probe in probes
+                 if probe["status"] != "ok"]
+        say(f"{node}: doctor: {len(probes)} probes; {', '.join(lacks) or 'nothing lacks'}")
+    return wrong
+
+
+def run_cases(pair, options, cases, say):
+    modes = [mode for mode in options.modes.split(",") for _ in range(2)]  # There and back.
+    outcomes = {"passed": 0, "skipped": 0}
+    failures = check_doctor(pair, say)
+    for case in cases:
+        for user, uid in wanted_users(options, case):
+            began = time.monotonic()
+            result = pair.run_case(case, uid, modes)
+            took_s = time.monotonic() - began
+            if result.status in (0, SKIP):
+                outcomes["passed" if result.status == 0 else "skipped"] += 1
+                say(f"{case.name} ({user}): {result.text().splitlines()[-1]}, {took_s:.1f} s")
+                continue
+            failures.append(f"{case.name} ({user})")
+            say(f"{case.name} ({user}): FAILED, status {result.status}, {took_s:.1f} s\n"
+                f"{result.text()}")
+    if failures:
+        print(pair.logs())
+    say(f"{outcomes['passed']} passed, {outcomes['skipped']} skipped, {len(failures)} failed")
+    for failure in failures:
+        print(f"FAILED: {failure}")
+    return 1 if failures else 0
+
+
+def work(options):
+    began = time.monotonic()
+
+    def say(text):
+        print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
+
+    binaries = check_machine(options)
+    try:
+        image = images.get(options.cache, binaries, say)
+    except images.NoImage as error:
+        raise Skip(f"the machines' file system can't be made here: {error}") from None
+    if options.what == "image":
+        say(image.root)
+        return 0
+    cases = wanted_cases(options)
+    directory = tempfile.mkdtemp(prefix="godwit-qemu-")
+    try:
+        with Pair(image, directory, say) as pair:
+            pair.start(binaries, options.build / "tests/tracees", cases)
+            return run_cases(pair, options, cases, say)
+    finally:
+        if options.keep:
+            say(f"kept: {directory}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Runs every `finally` on the way.
+    options = parse()
+    try:
+        return work(options)
+    except Skip as reason:
+        print(f"skip: {reason}")
+        return SKIP
+    except MachineFailed as failure:
+        print(f"FAILED: {failure}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
