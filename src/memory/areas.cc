@@ -68,9 +68,12 @@ Result<MapsView> parse_maps(std::string_view text) {
   return out;
 }
 
-std::vector<AreaGroup> group_areas(const MapsView& maps) {
+std::vector<AreaGroup> group_areas(const MapsView& maps) { return cut_areas(maps, ~0ull); }
+
+std::vector<AreaGroup> cut_areas(const MapsView& maps, std::uint64_t piece_bytes) {
   std::vector<AreaGroup> out;
   std::size_t next_separator = 0;
+  std::uint64_t room = 0;
   for (std::size_t i = 0; i < maps.content.size(); ++i) {
     const Area& area = maps.content[i];
     bool separated = out.empty();
@@ -78,12 +81,18 @@ std::vector<AreaGroup> group_areas(const MapsView& maps) {
       separated = true;
       ++next_separator;
     }
-    if (!separated && out.back().anonymous == area.anonymous)
-      out.back().end = area.end;
-    else
-      out.push_back(
-          {.start = area.start, .end = area.end, .ceiling = 0, .anonymous = area.anonymous});
-    out.back().ceiling = maps.ceiling[i];
+    if (separated || out.back().anonymous != area.anonymous) room = 0;
+    for (std::uint64_t at = area.start; at < area.end;) {
+      if (room == 0) {
+        out.push_back({.start = at, .end = at, .ceiling = 0, .anonymous = area.anonymous});
+        room = piece_bytes;
+      }
+      const std::uint64_t taken = std::min(room, area.end - at);
+      at += taken;
+      room -= taken;
+      out.back().end = at;
+      out.back().ceiling = at == area.end ? maps.ceiling[i] : at;
+    }
   }
   return out;
 }

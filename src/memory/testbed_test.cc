@@ -376,7 +376,7 @@ std::uint64_t Bed::compare() {
   for (pid_t pid : {source_.pid(), target_.pid()}) {
     MapsView maps = read_areas(pid).value();
     Harvest harvest;
-    EXPECT_TRUE(scan_content(pid, maps, 0, harvest).ok());
+    EXPECT_TRUE(scan_content(pid, maps, 0, true, harvest).ok());
     pages.add(harvest.content);
   }
   UniqueFd mems[2] = {sys::open_mem(source_.pid(), false).value(),

@@ -103,12 +103,14 @@ class UffdTracker final : public DirtyTracker {
         uffd_.reset();
       }
     }
-    const bool takes = mode == HarvestMode::take && lost_.empty();
-    for (const AreaGroup& group : group_areas(maps)) {
-      if (takes)
-        TRY(take(pagemap.get(), maps, group, out));
-      else
-        TRY(look(pagemap.get(), group, out));
+    if (!lost_.empty()) {
+      TRY(scan_content(pid_, maps, 0, mode != HarvestMode::glance, out));
+      out.dirty = out.content;
+    } else {
+      const std::vector<AreaGroup> groups = group_areas(maps);
+      TRY(scan_anonymous(pagemap.get(), maps, groups, mode, out));
+      for (const AreaGroup& group : groups)
+        if (!group.anonymous) TRY(scan_file_group(pagemap.get(), maps, group, mode, out));
     }
     out.areas = std::move(maps.content);
     return out;
@@ -171,28 +173,74 @@ class UffdTracker final : public DirtyTracker {
     }
   }
 
-  Result<void> look(int pagemap, const AreaGroup& group, Harvest& out) {
-    std::vector<sys::PageRegion> regions;
-    TRY(sys::pagemap_scan(pagemap, query(group.start, group.end, group.anonymous), regions));
-    add(regions, false, group.anonymous, out);
+  // Of all anonymous areas: what was written where we are registered (others are skipped without
+  // a word; CHECK_WPASYNC would stop at them, having cleared bits before them that are then told
+  // to nobody); what is there where we aren't (the kernel skips registered areas as a whole); and
+  // what is there at all.
+  Result<void> scan_anonymous(int pagemap, const MapsView& maps,
+                              const std::vector<AreaGroup>& groups, HarvestMode mode,
+                              Harvest& out) {
+    const bool takes = mode == HarvestMode::take;
+    std::vector<sys::ScanQuery> written, others;
+    for (const AreaGroup& piece : anonymous_pieces(maps)) {
+      sys::ScanQuery ours = query(piece.start, piece.end, true);
+      ours.write_protect = takes;
+      if (harvested_) {
+        // Also zero pages: one may stand where content was.
+        ours.inverted = 0;
+        ours.required = sys::page_written;
+      }
+      if (!takes) {
+        // The kernel's short way; holes match too, and are left out below.
+        ours.any_of = ours.inverted = 0;
+        ours.required = ours.returned = sys::page_written;
+      }
+      written.push_back(ours);
+      sys::ScanQuery unregistered = query(piece.start, piece.end, true);
+      unregistered.inverted |= sys::page_wpallowed;
+      others.push_back(unregistered);
+    }
+    for (const sys::PageRegion& region : TRY(scan_all(pagemap, written))) {
+      const std::uint64_t page = region.start / page_bytes;
+      const std::uint64_t pages = (region.end - region.start) / page_bytes;
+      if ((region.categories & sys::page_written) != 0) out.dirty.add(page, pages);
+      if ((region.categories & sys::page_huge) != 0) out.huge.add(page, pages);
+      if (takes && !harvested_) out.content.add(page, pages);
+    }
+    const std::vector<sys::PageRegion> strangers = TRY(scan_all(pagemap, others));
+    add(strangers, true, true, out);
+    if (!takes || harvested_) TRY(scan_present(pagemap, maps, out.content));
+    if (!takes) {
+      out.dirty.keep_only(out.content);
+      return {};
+    }
+    harvested_ = true;
+    auto first = strangers.begin();
+    for (const AreaGroup& group : groups) {
+      if (!group.anonymous) continue;
+      auto last = first;
+      while (last != strangers.end() && last->start < group.end) ++last;
+      TRY(take_newcomers(pagemap, maps, group, {first, last}, out));
+      first = last;
+    }
     return {};
   }
 
-  // Two scans. The first takes registered areas, and skips others without a word (CHECK_WPASYNC
-  // would stop at them, having cleared bits before them that are then told to nobody). The second
-  // finds content in areas that aren't registered; the kernel skips all others as a whole.
-  Result<void> take(int pagemap, const MapsView& maps, const AreaGroup& group, Harvest& out) {
+  // Private file mappings, page by page: few of their pages are the process's own.
+  Result<void> scan_file_group(int pagemap, const MapsView& maps, const AreaGroup& group,
+                               HarvestMode mode, Harvest& out) {
     std::vector<sys::PageRegion> regions;
-    sys::ScanQuery registered = query(group.start, group.end, group.anonymous);
-    registered.write_protect = true;
+    sys::ScanQuery registered = query(group.start, group.end, false);
+    registered.write_protect = mode == HarvestMode::take;
     TRY(sys::pagemap_scan(pagemap, registered, regions));
-    add(regions, false, group.anonymous, out);
+    add(regions, false, false, out);
+    if (mode != HarvestMode::take) return {};  // That told unregistered areas, too.
 
     regions.clear();
-    sys::ScanQuery others = query(group.start, group.end, group.anonymous);
+    sys::ScanQuery others = query(group.start, group.end, false);
     others.inverted |= sys::page_wpallowed;
     TRY(sys::pagemap_scan(pagemap, others, regions));
-    add(regions, true, group.anonymous, out);
+    add(regions, true, false, out);
     return take_newcomers(pagemap, maps, group, regions, out);
   }
 
@@ -235,6 +283,7 @@ class UffdTracker final : public DirtyTracker {
   pid_t pid_;
   UniqueFd uffd_;
   std::string lost_;
+  bool harvested_ = false;  // Everything was told once.
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 
 #include "base/ids.h"
@@ -33,7 +34,9 @@ static_assert(sizeof(PageRegion) == 24);
 constexpr unsigned long pagemap_scan_request = _IOWR('f', 16, PmScanArg);
 constexpr std::uint64_t flag_wp_matching = 1;
 constexpr std::uint64_t flag_check_wpasync = 2;
-constexpr std::size_t regions_per_call = 16 * 1024;  // 384 KiB; a call costs less than filling it.
+// Few answers are the rule; the vector's growth is what many cost.
+constexpr std::size_t regions_first_call = 256;
+constexpr std::size_t regions_per_call = 16 * 1024;
 
 }  // namespace
 
@@ -43,9 +46,10 @@ Result<UniqueFd> open_pagemap(pid_t pid) {
 
 Result<void> pagemap_scan(int pagemap_fd, const ScanQuery& query, std::vector<PageRegion>& out) {
   std::uint64_t at = query.start;
+  std::size_t room = regions_first_call;
   while (at < query.end) {
     const std::size_t had = out.size();
-    out.resize(had + regions_per_call);
+    out.resize(had + room);
     PmScanArg arg{.size = sizeof(PmScanArg),
                   .flags = (query.write_protect ? flag_wp_matching : 0) |
                            (query.check_registered ? flag_check_wpasync : 0),
@@ -53,7 +57,7 @@ Result<void> pagemap_scan(int pagemap_fd, const ScanQuery& query, std::vector<Pa
                   .end = query.end,
                   .walk_end = 0,
                   .vec = reinterpret_cast<std::uint64_t>(out.data() + had),
-                  .vec_len = regions_per_call,
+                  .vec_len = room,
                   .max_pages = 0,
                   .category_inverted = query.inverted,
                   .category_mask = query.required | query.inverted,
@@ -69,6 +73,7 @@ Result<void> pagemap_scan(int pagemap_fd, const ScanQuery& query, std::vector<Pa
     out.resize(had + static_cast<std::size_t>(n));
     INVARIANT(arg.walk_end > at, "PAGEMAP_SCAN stands still at {:#x}", at);
     at = arg.walk_end;
+    room = std::min(room * 8, regions_per_call);
   }
   return {};
 }
