@@ -49,10 +49,12 @@ class TimedCall {
   static constexpr int64_t asked_us_default = 1'500'000;
   static constexpr int64_t late_us_max = 700'000;
 
-  // `call(us)` waits for `us` and gives the result or -errno; `expected` is what a timeout gives.
+  // `call(us)` waits for `us` of `clock` and gives the result or -errno; `expected` is what a timeout
+  // gives. A deadline on CLOCK_REALTIME is measured on it: at each move CLOCK_MONOTONIC may fall
+  // behind it by the time that a message takes.
   TimedCall(const char* name, long number, long expected, std::function<long(int64_t us)> call,
-            int64_t asked_us = asked_us_default)
-      : name_(name), expected_(expected), asked_us_(asked_us), call_(std::move(call)) {
+            clockid_t clock = CLOCK_MONOTONIC)
+      : name_(name), expected_(expected), clock_(clock), call_(std::move(call)) {
     thread_ = std::thread([this] { run(); });
     need(eventually([&] { return tid_ != 0 && blocked_in(tid_) == number; }),
          "%s: never blocked in call %ld, but in %ld", name, number, blocked_in(tid_));
@@ -69,9 +71,9 @@ class TimedCall {
     tid_ = gettid_now();
     while (!stop_) {
       int64_t stalled_before = metronome_.stalled_us();
-      int64_t start = now_us();
+      int64_t start = now_us(clock_);
       long result = call_(asked_us_);
-      int64_t took = now_us() - start;
+      int64_t took = now_us(clock_) - start;
       int64_t stalled = metronome_.stalled_us() - stalled_before;
       same(name_, expected_, result);
       check(took >= asked_us_, "%s: returned after %lld us, asked for %lld", name_,
@@ -86,7 +88,8 @@ class TimedCall {
 
   const char* name_;
   long expected_;
-  int64_t asked_us_;
+  clockid_t clock_;
+  int64_t asked_us_ = asked_us_default;
   std::function<long(int64_t)> call_;
   Metronome metronome_;
   std::atomic<bool> stop_{false};
@@ -97,8 +100,9 @@ class TimedCall {
 
 // A tracee that is only one call with a timeout.
 inline int timed_call_tracee(const char* name, long number, long expected,
-                             std::function<long(int64_t us)> call) {
-  TimedCall timed(name, number, expected, std::move(call));
+                             std::function<long(int64_t us)> call,
+                             clockid_t clock = CLOCK_MONOTONIC) {
+  TimedCall timed(name, number, expected, std::move(call), clock);
   ready();
   wait_moved();
   timed.finish();
