@@ -39,6 +39,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "capture/rseq.h"
 #include "capture/sleep_clock.h"
 #include "sys/pidfd.h"
 
@@ -261,7 +262,8 @@ Result<void> FrozenTree::collect(Known& k) {
   thread.status = std::move(k.status);
   thread.stopped_at_ns = monotonic_ns();
   thread.regs = TRY(sys::ptrace_get_regs(k.tid));
-  if (repair_interrupted_call(thread.regs)) TRY(sys::ptrace_set_regs(k.tid, thread.regs));
+  if (repair_interrupted_call(thread.regs) || TRY(abort_restartable_sequence(k.tid, thread.regs)))
+    TRY(sys::ptrace_set_regs(k.tid, thread.regs));
   if (k.sleep) {
     thread.asleep_since_ns = k.sleep->asleep_since_ns(thread.regs);
     thread.restarted_nr = k.sleep->restarted_nr(thread.regs);
