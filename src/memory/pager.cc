@@ -310,11 +310,14 @@ Result<void> Pager::deliver_to(View& view, const PageRun& run, const std::byte* 
 Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
                          const std::byte* data) {
   std::uint64_t at = first;
+  // ENOENT is also what the kernel says of a range that reaches over the end of a mapping, and
+  // mappings that lie side by side can be many (madvise, mprotect): then smaller steps.
+  std::uint64_t step = pages;
   while (at < first + pages && !view.dead) {
     const PageRun run = view.missing.next_run(at, first + pages - at);
     if (run.pages == 0 || run.page >= first + pages) return true;
     at = run.page;
-    const std::uint64_t n = std::min(run.end(), first + pages) - at;
+    const std::uint64_t n = std::min({run.end() - at, first + pages - at, step});
     const sys::UffdProgress progress =
         data == nullptr ? sys::uffd_zeropage(view.uffd, at * page_bytes, n * page_bytes)
                         : sys::uffd_copy(view.uffd, at * page_bytes,
@@ -323,9 +326,15 @@ Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
     at += progress.bytes / page_bytes;
     switch (progress.stopped_by) {
       case 0:
+        step = std::min(2 * step, pages);
         break;
-      case EEXIST:
-      case ENOENT:  // There already; or unmapped, and the event is on its way.
+      case ENOENT:
+        if (n > 1) {
+          step = 1;
+          break;
+        }
+        [[fallthrough]];
+      case EEXIST:  // There already; or unmapped, and the event is on its way.
         sys::uffd_wake(view.uffd, at * page_bytes, page_bytes);
         arrived(view, at, 1);
         ++at;
@@ -387,10 +396,16 @@ Result<void> Pager::unregister() {
     Result<MapsView> maps = read_areas(served_.at(view.space));
     if (!maps.ok() && maps.error().code() == Errc::tracee_gone) continue;
     if (!maps.ok()) return std::move(maps).error();
-    for (const Area& area : maps->content) {
-      // Areas that came since aren't registered, or go away under us: both are fine. Whatever
-      // would be left is let go when the last descriptor closes.
-      if (area.anonymous) (void)sys::uffd_unregister(view.uffd, area.start, area.end);
+    // Many at once, with the gaps behind them: an area that grows just now would else be split into
+    // a registered half and another, and mremap(2) refuses to span the two. Areas that came since
+    // aren't registered, or go away under us: both are fine. Whatever would be left is let go when
+    // the last descriptor closes.
+    for (const AreaGroup& group : group_areas(*maps)) {
+      if (!group.anonymous || sys::uffd_unregister(view.uffd, group.start, group.ceiling).ok())
+        continue;
+      for (const Area& area : maps->content)
+        if (area.start >= group.start && area.end <= group.end)
+          (void)sys::uffd_unregister(view.uffd, area.start, area.end);
     }
   }
   return {};
