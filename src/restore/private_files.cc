@@ -116,7 +116,21 @@ Result<void> PrivateFiles::make(const image::PrivateFile& file) {
     case image::PrivateFile::SHMEM: entry.fd = TRY(make_shared_memory(file.size())); break;
     default: return make_error(Errc::unsupported, "unknown kind {}", static_cast<int>(file.kind()));
   }
+  TRY(grow(entry, file));
   entries_[file.id()] = std::move(entry);
+  return {};
+}
+
+// Pages of a private mapping are written before the file is finished, and behind the end of the file
+// there is nothing that could be written to. Only ever longer: cutting it off comes last.
+Result<void> PrivateFiles::grow(const Entry& entry, const image::PrivateFile& file) {
+  if (file.kind() == image::PrivateFile::SHMEM || file.nlink_of() != 0 || file.size() == 0) return {};
+  struct stat now {};
+  if (fstat(entry.fd.get(), &now) != 0) return os_error("fstat");
+  if (!S_ISREG(now.st_mode) || static_cast<std::uint64_t>(now.st_size) >= file.size()) return {};
+  if (ftruncate(entry.fd.get(), static_cast<off_t>(file.size())) != 0) {
+    return os_error(fmt::format("ftruncate({})", file.size()));
+  }
   return {};
 }
 
@@ -198,7 +212,7 @@ Result<void> PrivateFiles::leave_place(Entry& entry, const image::PrivateFile& f
 Result<void> PrivateFiles::take_place(Entry& entry, const image::PrivateFile& file) {
   if (file.kind() == image::PrivateFile::PATH && entry.at != file.path()) TRY(move(entry, file.path()));
   entry.file = file;
-  return {};
+  return grow(entry, file);
 }
 
 Result<void> PrivateFiles::move(Entry& entry, const std::string& to_path) {

@@ -41,6 +41,7 @@ class PrivateFiles {
   // leaves its place, then each takes its new one.
   Result<void> leave_place(Entry& entry, const image::PrivateFile& file);
   Result<void> take_place(Entry& entry, const image::PrivateFile& file);
+  static Result<void> grow(const Entry& entry, const image::PrivateFile& file);
   Result<void> move(Entry& entry, const std::string& to);
   Result<void> remove(const Entry& entry);
   Result<UniqueFd> make_at_path(const image::PrivateFile& file);
