@@ -10,6 +10,8 @@
 namespace godwit::capture {
 namespace {
 
+constexpr int torn_reads_max = 3;
+
 // The kernel's own areas, told by name. [vsyscall] is no mapping of the process.
 bool is_gate(const sys::MapEntry& map) { return map.path == "[vsyscall]"; }
 
@@ -53,7 +55,25 @@ struct Area {
   std::uint32_t pkey = 0;
 };
 
-Result<std::vector<Area>> list_areas(pid_t pid, const image::Mm* earlier) {
+// The mappings of a running program aren't read at one instant: one that grows or moves meanwhile can be
+// told twice.
+bool overlap(const std::vector<Area>& areas) {
+  for (std::size_t i = 1; i < areas.size(); ++i)
+    if (areas[i].map.start < areas[i - 1].map.end) return true;
+  return false;
+}
+
+// Of a program that maps all the time: what was told first stays. The frozen tree is described again.
+void drop_overlapping(std::vector<Area>& areas) {
+  std::uint64_t end = 0;
+  std::erase_if(areas, [&](const Area& area) {
+    const bool torn = area.map.start < end;
+    if (!torn) end = area.map.end;
+    return torn;
+  });
+}
+
+Result<std::vector<Area>> read_areas(pid_t pid, const image::Mm* earlier) {
   std::vector<Area> areas;
   bool all_known = earlier != nullptr;
   if (all_known) {
@@ -76,6 +96,13 @@ Result<std::vector<Area>> list_areas(pid_t pid, const image::Mm* earlier) {
     const bool growsdown = entry.has("gd");
     areas.push_back({std::move(entry.map), flags, growsdown, entry.protection_key});
   }
+  return areas;
+}
+
+Result<std::vector<Area>> list_areas(pid_t pid, const image::Mm* earlier) {
+  std::vector<Area> areas = TRY(read_areas(pid, earlier));
+  for (int again = 0; overlap(areas) && again < torn_reads_max; ++again) areas = TRY(read_areas(pid, earlier));
+  if (overlap(areas)) drop_overlapping(areas);
   return areas;
 }
 
