@@ -146,7 +146,13 @@ Result<void> FileIdentity::flush_shared(const image::Capsule& capsule) {
 
 Result<void> FileIdentity::compare(const image::Capsule& capsule,
                                    std::vector<std::string>& reasons) {
-  std::set<std::string> seen;
+  // What somebody writes while we look has a size of its own at each moment.
+  std::set<std::string> seen, written;
+  for (const image::Process& process : capsule.processes())
+    for (const image::FileRef& ref : process.mm().mapped())
+      if (ref.written()) written.insert(ref.path());
+  for (const image::OpenFile& file : capsule.files())
+    if (file.has_ref() && file.ref().written()) written.insert(file.ref().path());
   auto check = [&](const image::FileRef& ref) -> Result<void> {
     if (ref.where() != image::FileRef::SHARED || !seen.insert(ref.path()).second) return {};
     std::string host_path = root_ + ref.path();
@@ -160,7 +166,7 @@ Result<void> FileIdentity::compare(const image::Capsule& capsule,
       reasons.push_back(fmt::format("{} is another kind of file on the target", ref.path()));
       return {};
     }
-    if (!content_matters(st)) return {};
+    if (!content_matters(st) || written.contains(ref.path())) return {};
     if (static_cast<std::uint64_t>(st.st_size) != ref.size()) {
       reasons.push_back(fmt::format("{} has {} bytes on the target, {} on the source", ref.path(),
                                     st.st_size, ref.size()));
