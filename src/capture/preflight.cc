@@ -16,6 +16,7 @@
 
 #include "base/io.h"
 #include "capture/describe_files.h"
+#include "sys/pagemap.h"
 #include "sys/pidfd.h"
 #include "sys/thread_attr.h"
 
@@ -23,6 +24,7 @@ namespace godwit::capture {
 namespace {
 
 constexpr std::uint32_t pf_io_worker = 0x00000010;
+constexpr std::uint64_t user_addresses_end = 0x7ffffffff000;  // With four-level page tables.
 
 class Reasons {
  public:
@@ -106,6 +108,20 @@ void check_mapping(const sys::SmapsEntry& entry, pid_t inside, Reasons& reasons)
   if (entry.protection_key != 0) refuse("has a protection key, which can't move yet");
 }
 
+// No area of their own shows them, only the page tables.
+Result<void> check_guard_pages(pid_t pid, pid_t inside, Reasons& reasons) {
+  if (!sys::pagemap_guard_supported()) return {};
+  UniqueFd pagemap = TRY(sys::open_pagemap(pid));
+  std::vector<sys::PageRegion> found;
+  TRY(sys::pagemap_scan(pagemap.get(),
+                        {.start = 0, .end = user_addresses_end, .required = sys::page_guard, .returned = sys::page_guard},
+                        found));
+  if (!found.empty())
+    reasons.add("process {} has guard pages at {:#x} (MADV_GUARD_INSTALL), which can't move yet", inside,
+                found.front().start);
+  return {};
+}
+
 Result<void> check_namespaces(const TreeRef& tree, pid_t pid, pid_t tid, pid_t inside, Reasons& reasons) {
   if (tree.init_pid == 0) return {};
   // Not the cgroup namespace: the capsule's program has one whose root is the tree's own group, init
@@ -167,6 +183,7 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
     check_mapping(entry, inside, reasons);
     has_vdso |= entry.map.is_special("[vdso]");
   }
+  TRY(check_guard_pages(pid, inside, reasons));
   if (!has_vdso) reasons.add("process {} has no [vdso], where injected calls are executed", inside);
   const pid_t usual = tree.init_pid != 0 ? tree.init_pid : ::getpid();
   if (TRY(sys::read_link(sys::proc_path(pid, "root"))) != TRY(sys::read_link(sys::proc_path(usual, "root"))))

@@ -78,15 +78,26 @@ Result<void> pagemap_scan(int pagemap_fd, const ScanQuery& query, std::vector<Pa
   return {};
 }
 
-bool pagemap_scan_supported() {
+namespace {
+
+// A kernel refuses categories that it doesn't know.
+bool knows_category(std::uint64_t category) {
   Result<UniqueFd> fd = open_fd("/proc/self/pagemap", O_RDONLY);
   if (!fd.ok()) return false;
   alignas(page_bytes) static char probe[page_bytes];
   std::vector<PageRegion> out;
   const auto at = reinterpret_cast<std::uint64_t>(probe);
-  return pagemap_scan(fd->get(), {.start = at, .end = at + page_bytes, .returned = page_present},
-                      out)
+  return pagemap_scan(fd->get(), {.start = at, .end = at + page_bytes, .returned = category}, out)
       .ok();
+}
+
+}  // namespace
+
+bool pagemap_scan_supported() { return knows_category(page_present); }
+
+bool pagemap_guard_supported() {
+  static const bool supported = knows_category(page_guard);
+  return supported;
 }
 
 Result<void> pagemap_read(int pagemap_fd, std::uint64_t first_page, std::span<std::uint64_t> out) {

@@ -29,6 +29,7 @@ inline constexpr std::uint64_t page_present = 1 << 3;
 inline constexpr std::uint64_t page_swapped = 1 << 4;
 inline constexpr std::uint64_t page_pfnzero = 1 << 5;
 inline constexpr std::uint64_t page_huge = 1 << 6;
+inline constexpr std::uint64_t page_guard = 1 << 8;  // MADV_GUARD_INSTALL; see pagemap_guard_supported.
 
 struct PageRegion {  // struct page_region of the kernel
   std::uint64_t start;
@@ -55,6 +56,8 @@ Result<UniqueFd> open_pagemap(pid_t pid);
 // (check_registered), ENOTTY where the kernel has no such call.
 Result<void> pagemap_scan(int pagemap_fd, const ScanQuery& query, std::vector<PageRegion>& out);
 bool pagemap_scan_supported();
+// Whether PAGEMAP_SCAN tells guard pages, which look like swapped-out ones else.
+bool pagemap_guard_supported();
 
 // The classic interface, a word per page, for kernels before 6.7.
 inline constexpr std::uint64_t pagemap_present = 1ull << 63;
