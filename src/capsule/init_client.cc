@@ -375,8 +375,8 @@ Result<UniqueFd> InitClient::main_pidfd() {
   return std::move(answer.fds[0]);
 }
 
-Result<Stdio> InitClient::stdio() {
-  Packet answer = TRY(request(Message::stdio));
+Result<Stdio> InitClient::stdio(bool original) {
+  Packet answer = TRY(request(Message::stdio, original ? 1 : 0));
   Stdio out;
   if (answer.payload.size() != sizeof(out.info))
     return make_error(Errc::invalid, "stdio: wrong length");

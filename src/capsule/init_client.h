@@ -103,7 +103,7 @@ class InitClient {
   Result<void> signal(int signal, SignalTo to);
   Result<Status> status();
   Result<UniqueFd> main_pidfd();  // Errc::tracee_gone if there is none that lives.
-  Result<Stdio> stdio();
+  Result<Stdio> stdio(bool original = false);
   Result<LogChunk> read_log(std::uint64_t from);
 
   Result<void> hold_fds(const std::string& tag, std::span<const int> fds);

@@ -33,8 +33,8 @@ Result<UniqueFd> ShellAdapter::set_clocks(std::int64_t monotonic_delta_ns,
       {.monotonic_ns = monotonic_delta_ns, .boottime_ns = boottime_delta_ns});
 }
 
-Result<UniqueFd> ShellAdapter::stdio(std::uint32_t index) {
-  capsule::Stdio stdio = TRY(shell_.init().stdio());
+Result<UniqueFd> ShellAdapter::stdio(std::uint32_t index, bool original) {
+  capsule::Stdio stdio = TRY(shell_.init().stdio(original));
   // A terminal is one description for all three.
   std::size_t at = stdio.fds.size() == 1 ? 0 : index;
   if (at >= stdio.fds.size())

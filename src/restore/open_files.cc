@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <set>
 
 #include "base/io.h"
 
@@ -15,6 +16,8 @@ namespace {
 
 // Flags that mean something at open only; F_GETFL of an O_TMPFILE file shows O_TMPFILE.
 constexpr int creation_flags = O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY;
+
+constexpr int kernel_largefile = 0100000;  // O_LARGEFILE is 0 for 64-bit programs, but not in F_GETFL.
 
 bool is_controlling_tty(const image::OpenFile& file) {
   return file.kind() == image::OpenFile::DEVICE && file.ref().path() == "/dev/tty";
@@ -79,7 +82,8 @@ Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file) {
     }
     case image::OpenFile::STDIO_PIPE:
     case image::OpenFile::STDIO_PTY: {
-      UniqueFd fd = TRY(source_.stdio(file.stdio()));
+      // What pipe2 made has no O_LARGEFILE, whatever was opened later has.
+      UniqueFd fd = TRY(source_.stdio(file.stdio(), (flags & kernel_largefile) == 0));
       constexpr int settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;
       int now = fcntl(fd.get(), F_GETFL);
       if (now < 0) return os_error("fcntl(F_GETFL)");
@@ -105,20 +109,22 @@ Result<void> OpenFiles::open_all(const image::Capsule& capsule) {
   return {};
 }
 
-// Received descriptors get the numbers 0, 1, 2...; sorted by their lowest wanted number, each wanted
-// number is at least the received one, so moving the highest first never hits one that is to move yet.
+// The channel stands at a number that the program doesn't use: not above its highest, which may be the
+// last one that RLIMIT_NOFILE allows. Received descriptors get the lowest numbers beside it; sorted by
+// their lowest wanted number, each wanted number is at least the received one, so moving the highest
+// first never hits one that is to move yet.
 Result<void> OpenFiles::install(Skeleton& skeleton, const image::Process& process,
                                 const image::Capsule& capsule) {
   std::map<std::uint32_t, const image::OpenFile*> files = by_id(capsule);
   std::map<std::uint32_t, std::vector<const image::Fd*>> wanted;  // By OpenFile id.
-  int highest = -1;
+  std::set<int> used;
   for (const image::Fd& fd : process.fds()) {
     if (!files.contains(fd.file())) {
       return make_error(Errc::invalid, "descriptor {} is of open file {}, which the image lacks", fd.fd(),
                         fd.file());
     }
     wanted[fd.file()].push_back(&fd);
-    highest = std::max(highest, fd.fd());
+    used.insert(fd.fd());
   }
   struct Move {
     const image::Fd* first;
@@ -134,7 +140,9 @@ Result<void> OpenFiles::install(Skeleton& skeleton, const image::Process& proces
   std::sort(moves.begin(), moves.end(), [](auto& a, auto& b) { return a.first->fd() < b.first->fd(); });
   std::vector<int> raw;
   for (const Move& m : moves) raw.push_back(m.ours);
-  TRY(skeleton.clear_fds(highest + 1));
+  int channel = 0;
+  while (used.contains(channel)) ++channel;
+  TRY(skeleton.clear_fds(channel));
   std::vector<int> there = TRY(skeleton.pass_fds(raw));
 
   Batch b = skeleton.batch();

@@ -287,18 +287,16 @@ Result<UniqueFd> Skeleton::fetch_fd(int fd_there) {
   return fd;
 }
 
-Result<void> Skeleton::clear_fds(int at_least) {
+Result<void> Skeleton::clear_fds(int channel_at) {
   Batch b = batch();
-  auto channel = static_cast<std::uint64_t>(channel_there_);
-  std::size_t moved = b.call(SYS_fcntl, "fcntl(F_DUPFD_CLOEXEC)",
-                             {channel, F_DUPFD_CLOEXEC, static_cast<std::uint64_t>(at_least)});
-  TRY(run(b));
-  auto to = static_cast<std::uint64_t>(b.result(moved));
-  b.clear();
+  auto to = static_cast<std::uint64_t>(channel_at);
+  if (channel_there_ != channel_at) {
+    b.call(SYS_dup3, "dup3", {static_cast<std::uint64_t>(channel_there_), to, O_CLOEXEC});
+  }
   if (to > 0) b.call(SYS_close_range, "close_range", {0, to - 1, 0});
   b.call(SYS_close_range, "close_range", {to + 1, ~0u, 0});
   TRY(run(b));
-  channel_there_ = static_cast<int>(to);
+  channel_there_ = channel_at;
   return {};
 }
 

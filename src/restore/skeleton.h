@@ -66,8 +66,8 @@ class Skeleton {
   Result<std::vector<int>> pass_fds(std::span<const int> fds);
   // A copy of one of the skeleton's descriptors for us.
   Result<UniqueFd> fetch_fd(int fd_there);
-  // Closes all of the skeleton's descriptors but the channel, which moves to `at_least` or above.
-  Result<void> clear_fds(int at_least);
+  // Closes all of the skeleton's descriptors but the channel, which moves to this number.
+  Result<void> clear_fds(int channel_at);
   Result<void> close_channel();
 
   const Vdso& vdso() const { return vdso_; }

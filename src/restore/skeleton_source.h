@@ -30,8 +30,9 @@ class SkeletonSource {
   virtual Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns, std::int64_t boottime_delta_ns) = 0;
 
   // The program's end of the capsule's stdin (0), stdout (1), stderr (2): a pipe each, or the same
-  // terminal. An open file description of its own, so that its flags can be set.
-  virtual Result<UniqueFd> stdio(std::uint32_t index) = 0;
+  // terminal. `original`: the description that the program would have been started with; else one of
+  // its own.
+  virtual Result<UniqueFd> stdio(std::uint32_t index, bool original) = 0;
 
   // The root directory as the capsule sees it (/proc/INIT/root).
   virtual Result<UniqueFd> root() = 0;

@@ -243,7 +243,7 @@ Result<UniqueFd> TestShell::set_clocks(std::int64_t monotonic_delta_ns, std::int
   return open_fd(fmt::format("/proc/{}/ns/time_for_children", init_pid_), O_RDONLY);
 }
 
-Result<UniqueFd> TestShell::stdio(std::uint32_t index) {
+Result<UniqueFd> TestShell::stdio(std::uint32_t index, bool) {
   int fd = index == 0 ? stdin_[0].get() : stdout_[1].get();
   return open_fd(fmt::format("/proc/self/fd/{}", fd), index == 0 ? O_RDONLY : O_WRONLY);
 }

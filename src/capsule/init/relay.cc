@@ -69,10 +69,16 @@ int Relay::program_end(int number) const {
   return number == 0 ? stdin_read_ : output_write_[number - 1];
 }
 
-Fail Relay::open_program_ends(int* fds, int& count) const {
+Fail Relay::open_program_ends(bool original, int* fds, int& count) const {
   count = 0;
   int wanted = kind_ == Kind::none ? 0 : kind_ == Kind::pipes ? 3 : 1;
   for (int number = 0; number < wanted; ++number) {
+    if (original) {
+      fds[count] = ::fcntl(program_end(number), F_DUPFD_CLOEXEC, 0);
+      if (fds[count] < 0) return fail("fcntl(F_DUPFD_CLOEXEC)");
+      ++count;
+      continue;
+    }
     char path[32];
     std::snprintf(path, sizeof(path), "/proc/self/fd/%d", program_end(number));
     int flags = kind_ == Kind::terminal ? O_RDWR | O_NOCTTY : number == 0 ? O_RDONLY : O_WRONLY;

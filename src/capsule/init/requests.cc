@@ -114,7 +114,7 @@ Fail State::dispatch(Connection& client, Packet& request, Packet& answer) {
     case Message::drop_fd:
       return drop_fd(request);
     case Message::stdio:
-      return stdio(answer);
+      return stdio(request, answer);
     case Message::read_log:
       return read_log(request, answer);
     case Message::shutdown:
@@ -320,11 +320,11 @@ Fail State::status(Packet& answer) {
   return ok();
 }
 
-Fail State::stdio(Packet& answer) {
+Fail State::stdio(const Packet& request, Packet& answer) {
   capsule::StdioInfo info{};
   CHECK(relay.info(info));
   write_struct(answer, info);
-  Fail opened = relay.open_program_ends(answer.fds, answer.fd_count);
+  Fail opened = relay.open_program_ends(request.header.a != 0, answer.fds, answer.fd_count);
   return opened;
 }
 

@@ -40,7 +40,7 @@ struct State {
   Fail attach(Connection& client, const Packet& request, Packet& answer);
   Fail signal(const Packet& request);
   Fail status(Packet& answer);
-  Fail stdio(Packet& answer);
+  Fail stdio(const Packet& request, Packet& answer);
   Fail read_log(const Packet& request, Packet& answer);
   Fail hold_fd(Packet& request);
   Fail fetch_fd(const Packet& request, Packet& answer);
