@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 
 #include "base/clock.h"
@@ -21,6 +22,10 @@ namespace godwit::daemon {
 namespace {
 
 constexpr std::size_t id_prefix_min = 4;
+
+// The operation of a capsule that comes from another node, and how long another one waits for its end.
+constexpr const char* arrival = "migrated here";
+constexpr std::chrono::seconds arrival_end_max{10};
 
 // 02: locally administered; the rest follows from the address, which is unique in the cluster.
 std::string mac_for(const std::string& ip) {
@@ -379,7 +384,11 @@ void Host::unclaim(const std::string& id) {
 // ---- Operations ----
 
 Result<Operation> Host::begin(const HostedPtr& capsule, const std::string& what) {
-  const std::lock_guard lock(capsule->mutex);
+  std::unique_lock lock(capsule->mutex);
+  // Its source has said "moved" already, while here the worker that brought it still ends.
+  capsule->changed.wait_for(lock, arrival_end_max, [&] {
+    return capsule->operation != arrival || capsule->record.incoming();
+  });
   const std::string& name = capsule->record.spec().name();
   if (!capsule->left_to.empty()) {
     return make_error(Errc::not_found, "{} has moved to {}", name, capsule->left_to);
@@ -422,7 +431,7 @@ void Host::end_operation(const HostedPtr& capsule) {
 Result<Operation> Host::arrive(const node::CapsuleRecord& record) {
   auto capsule = std::make_shared<Hosted>();
   capsule->record = record;
-  capsule->operation = "migrating";
+  capsule->operation = arrival;
   TRY(store_.save(record));
   const std::lock_guard lock(mutex_);
   capsules_[record.spec().id()] = capsule;

@@ -42,7 +42,7 @@ struct Hosted {
   std::condition_variable changed;
   node::CapsuleRecord record;
   std::shared_ptr<Console> console;
-  std::string operation;            // Exclusive: "migrating", "freezing", ...; empty: none.
+  std::string operation;            // Exclusive: "migrated", "frozen", ...; empty: none.
   std::optional<int> exit_pending;  // The program has ended, the record doesn't say so yet.
   bool init_lost = false;
   std::string left_to;  // Node; the record is history here.
