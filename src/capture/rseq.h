@@ -14,8 +14,7 @@ namespace godwit::capture {
 // it isn't, the pointer to the sequence is cleared. A thread that executes an injected call returns to our code:
 // so the pointer would be gone when its own registers come back, nobody would abort it, and a count that was read
 // on one processor would be written on another (6.18: four moves cost a program that counts so all the time 0.2 to
-// 8 % of its counts). An abort may happen
-// at any time, so it needs no undoing where the thread goes on here.
+// 9 % of its counts). An abort may happen at any time, so it needs no undoing where the thread goes on here.
 Result<bool> abort_restartable_sequence(pid_t tid, sys::Regs& regs);
 
 }  // namespace godwit::capture
