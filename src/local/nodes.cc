@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <filesystem>
 #include <chrono>
 #include <sstream>
 #include <thread>
@@ -197,6 +198,9 @@ Result<void> await_daemon(const ClusterState& cluster, const NodeId& node) {
   return wait_for(what, cluster.ready_timeout_us, [&]() -> Result<bool> {
     if (daemon_answers(cluster.name, node)) return true;
     if (daemon_pid(cluster.name, node) != 0) return false;
+    // The node's PID 1 writes the reason to the log, then removes the file.
+    bool reason_to_come = std::filesystem::exists(node_run_dir(cluster.name, node) + "/godwitd.pid");
+    if (reason_to_come && init_pid(cluster.name, node) != 0) return false;
     return make_error(Errc::internal, "{} has ended; the end of its log:\n{}", what,
                       log_tail(daemon_log(cluster.name, node)));
   });
