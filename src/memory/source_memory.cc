@@ -202,7 +202,8 @@ bool SourceMemory::has_space(SpaceId space) const {
 
 Result<Tracking> SourceMemory::arm(const UffdMaker& maker) {
   Tracking least{.kind = TrackerKind::uffd_wp, .reason = {}};
-  for (auto& [space, p] : impl_->processes) {
+  for (auto& entry : impl_->processes) {
+    ProcessSpace& p = entry.second;
     const bool works = p.tracker->kind() != TrackerKind::none && !p.tracker->lost(nullptr);
     if (!works) {
       auto attempt = [&]() -> Result<std::unique_ptr<DirtyTracker>> {
