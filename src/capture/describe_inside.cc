@@ -247,10 +247,25 @@ class ThreadQuestions {
       cpuid_, personality_, policy_result_;
 };
 
+// A fault whose signal is queued, but not delivered yet: the thread still stands on the instruction, and
+// the program that executes it once more faults again, or doesn't, as it is right by then. Queued on the
+// target, it would come before the SIGTRAP by which a batch ends there, also while it is blocked.
+bool comes_again(const siginfo_t& info) {
+  if (info.si_code <= 0) return false;  // Sent by somebody.
+  switch (info.si_signo) {
+    case SIGSEGV:
+    case SIGFPE:
+    case SIGILL: return true;
+    case SIGBUS: return info.si_code != BUS_MCEERR_AO;
+    default: return false;
+  }
+}
+
 Result<void> from_ptrace(const FrozenThread& thread, image::Thread& out) {
   out.set_xstate(TRY(sys::ptrace_get_xstate(thread.tid)));
   out.set_sigmask(TRY(sys::ptrace_get_sigmask(thread.tid)));
-  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, false))) out.add_pending(siginfo_bytes(info));
+  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, false)))
+    if (!comes_again(info)) out.add_pending(siginfo_bytes(info));
   sys::RseqConfig rseq = TRY(sys::ptrace_get_rseq(thread.tid));
   out.set_rseq_addr(rseq.address), out.set_rseq_size(rseq.size);
   out.set_rseq_signature(rseq.signature), out.set_rseq_flags(rseq.flags);
