@@ -125,12 +125,13 @@ std::uint64_t vma_flag_bits(const sys::SmapsEntry& entry) {
       {"nh", image::VMA_NOHUGEPAGE}, {"wf", image::VMA_WIPEONFORK},  {"mg", image::VMA_MERGEABLE},
       {"lo", image::VMA_LOCKED},     {"lf", image::VMA_LOCKONFAULT}, {"rr", image::VMA_RANDOM},
       {"sr", image::VMA_SEQUENTIAL}, {"nr", image::VMA_NORESERVE},   {"sf", image::VMA_SYNC},
-      {"sl", image::VMA_SEALED},
+      {"sl", image::VMA_SEALED},     {"mw", image::VMA_MAYWRITE},
   };
   std::uint64_t out = 0;
   for (const std::string& flag : entry.vm_flags)
     if (auto bit = bits.find(flag); bit != bits.end()) out |= bit->second;
-  return out;
+  // Everything private may become writable.
+  return entry.map.shared ? out : out & ~std::uint64_t{image::VMA_MAYWRITE};
 }
 
 Result<void> describe_memory(pid_t pid, FileTable& files, const image::Mm* earlier, image::Mm& mm) {
@@ -162,7 +163,7 @@ Result<void> describe_memory(pid_t pid, FileTable& files, const image::Mm* earli
       *mm.add_mapped() = std::move(ref);
     }
     image::FileRef& ref = *mm.mutable_mapped(static_cast<int>(at->second) - 1);
-    if (map.shared && map.write) ref.set_written(true);
+    if ((area.flags & image::VMA_MAYWRITE) != 0) ref.set_written(true);
     vma.set_file(at->second);
     if (vma.kind() == image::Vma::SHARED_ANON) vma.set_shmem(ref.private_file());
   }

@@ -105,12 +105,11 @@ Result<void> add_adjust(Batch& b, const MapChange& c) {
   return {};
 }
 
-// A sealed memfd must not be mapped by a writable descriptor where it isn't written: the seal is
-// set last, and refused while a mapping could become writable.
-bool needs_write(const image::Vma& vma, const image::FileRef* file) {
-  if (!vma.shared()) return false;
-  if ((vma.prot() & PROT_WRITE) != 0) return true;
-  return file == nullptr || file->written();
+// Whether mprotect may make it writable is decided by the descriptor that it is mapped by. Not more
+// than that: a sealed memfd must not be mapped by a writable one where the program can't write, since
+// the seal is set last, and refused while a mapping could become writable.
+bool needs_write(const image::Vma& vma) {
+  return vma.shared() && ((vma.prot() & PROT_WRITE) != 0 || (vma.flags() & image::VMA_MAYWRITE) != 0);
 }
 
 }  // namespace
@@ -168,7 +167,7 @@ Result<std::size_t> AddressSpace::apply_some(const VmaList& want, const std::vec
   auto key_of = [&](const image::Vma& v) {
     std::string key = v.kind() == image::Vma::SHARED_ANON ? fmt::format("shmem:{}", v.shmem())
                                                           : want.file_key(v);
-    return std::pair(std::move(key), needs_write(v, want.file_of(v)));
+    return std::pair(std::move(key), needs_write(v));
   };
   auto is_file = [](const MapChange& c) {
     return c.kind == MapChange::Kind::map && c.want->kind() != image::Vma::ANON;

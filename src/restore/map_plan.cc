@@ -26,8 +26,8 @@ std::uint64_t offset_at(const image::Vma& vma, std::uint64_t address) {
 // Whether the pages behind `address` may stay as they are.
 bool same_backing(const VmaList& have, const image::Vma& a, const VmaList& want,
                   const image::Vma& b, std::uint64_t address) {
-  // Neither can be changed on a mapping that exists.
-  constexpr std::uint64_t fixed_flags = image::VMA_NORESERVE | image::VMA_SYNC;
+  // None can be changed on a mapping that exists.
+  constexpr std::uint64_t fixed_flags = image::VMA_NORESERVE | image::VMA_SYNC | image::VMA_MAYWRITE;
   constexpr std::uint64_t thp_flags = image::VMA_HUGEPAGE | image::VMA_NOHUGEPAGE;
   if (a.kind() != b.kind() || a.shared() != b.shared() || a.growsdown() != b.growsdown() ||
       a.shmem() != b.shmem() || ((a.flags() ^ b.flags()) & fixed_flags) != 0) {
