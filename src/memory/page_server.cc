@@ -163,6 +163,14 @@ class PageServer {
         ++acks;
       }
     }
+    // The target closes its links once it has everything, also while an answer that it no longer
+    // needs is on its way: what counts is whether it acknowledged.
+    if (!result.ok()) {
+      bool acknowledged = true;
+      for (std::size_t i = 1; i < waiting.size() && acknowledged; ++i)
+        acknowledged = waiting[i].fd < 0 || read_ack(waiting[i].fd, round_, 1'000).ok();
+      if (acknowledged) result = {};
+    }
     std::lock_guard lock(mutex_);
     stats_.bytes += writer.bytes_sent();
     return result;
