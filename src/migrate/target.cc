@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <map>
+#include <mutex>
 #include <optional>
 
 #include "base/clock.h"
@@ -51,7 +52,7 @@ class Target {
   Result<void> on_clocks(const image::Clocks& clocks);
   Result<memory::SpaceTarget> lookup(memory::SpaceId space);
   Result<void> drop(memory::SpaceId space, std::span<const memory::PageRun> runs);
-  Result<void> make_fault_descriptors();
+  Result<void> publish_targets(const image::Capsule& image);
   Result<void> hold_fault_descriptors();
 
   const NodeEnv& env_;
@@ -70,8 +71,9 @@ class Target {
   std::optional<memory::TargetMemory> memory_;
   transport::Link control_, urgent_;
   std::vector<transport::Link> data_;
-  image::Capsule prepared_;
-  // By process space; made at the first lookup, so that they live as long as the drain.
+  std::mutex targets_mutex_;
+  std::map<memory::SpaceId, memory::SpaceTarget> targets_;  // Read by receiving threads.
+  // By process space; they live as long as the drain.
   struct Faults {
     UniqueFd copy, fault;
   };
@@ -203,33 +205,39 @@ Result<void> Target::on_clocks(const image::Clocks& clocks) {
   return restorer_->align_clocks(clocks.monotonic_ns(), clocks.boottime_ns());
 }
 
+// On receiving threads: only what publish_targets left there.
 Result<memory::SpaceTarget> Target::lookup(memory::SpaceId space) {
-  restore::SpaceTarget place = TRY(restorer_->space(space));
-  memory::SpaceTarget target;
-  target.file_fd = place.file_fd;
-  if (place.file_fd >= 0) return target;
-  target.pid = place.node_pid;
-  target.mem_fd = place.mem_fd;
-  for (const image::Process& process : prepared_.processes())
-    if (static_cast<memory::SpaceId>(process.pid()) == space)
-      target.areas = memory::content_areas(process.mm());
-  Faults& faults = faults_[space];
-  target.copy_uffd = faults.copy.get();
-  target.fault_uffd = faults.fault.get();
-  return target;
+  std::lock_guard lock(targets_mutex_);
+  auto found = targets_.find(space);
+  if (found == targets_.end())
+    return make_error(Errc::invalid, "pages of space {:#x}, which the image doesn't have", space);
+  return found->second;
 }
 
-// Receiving threads look spaces up, but only this thread can make a skeleton do things: so its
-// descriptors are made here, before any page of it can arrive.
-Result<void> Target::make_fault_descriptors() {
-  for (const image::Process& process : prepared_.processes()) {
+// Receiving threads look spaces up while this one may be changing skeletons; and only this thread
+// can make a skeleton do things. So all that they need is made and written down here, before the
+// source is told that pages may come.
+Result<void> Target::publish_targets(const image::Capsule& image) {
+  std::map<memory::SpaceId, memory::SpaceTarget> targets;
+  for (const image::Process& process : image.processes()) {
     auto space = static_cast<memory::SpaceId>(process.pid());
-    if (faults_.contains(space)) continue;
-    Faults faults;
-    faults.copy = TRY(restorer_->make_userfaultfd(space, O_CLOEXEC | O_NONBLOCK));
-    faults.fault = TRY(restorer_->make_userfaultfd(space, O_CLOEXEC | O_NONBLOCK));
-    faults_[space] = std::move(faults);
+    restore::SpaceTarget place = TRY(restorer_->space(space));
+    Faults& faults = faults_[space];
+    if (!faults.fault.valid()) {
+      faults.copy = TRY(restorer_->make_userfaultfd(space, O_CLOEXEC | O_NONBLOCK));
+      faults.fault = TRY(restorer_->make_userfaultfd(space, O_CLOEXEC | O_NONBLOCK));
+    }
+    memory::SpaceTarget& target = targets[space];
+    target.pid = place.node_pid;
+    target.mem_fd = place.mem_fd;
+    target.areas = memory::content_areas(process.mm());
+    target.copy_uffd = faults.copy.get();
+    target.fault_uffd = faults.fault.get();
   }
+  for (const image::PrivateFile& file : image.private_files())
+    if (file.space() != 0) targets[file.space()].file_fd = TRY(restorer_->space(file.space())).file_fd;
+  std::lock_guard lock(targets_mutex_);
+  targets_ = std::move(targets);
   return {};
 }
 
@@ -260,8 +268,7 @@ Result<void> Target::on_prepare(const image::Capsule& so_far) {
     return Error(Errc::refused, all);
   }
   TRY(restorer_->prepare(so_far));
-  prepared_ = so_far;
-  TRY(make_fault_descriptors());
+  TRY(publish_targets(so_far));
   memory_->forget_targets();
   // The next message may already be the freeze's; the bulk of the work before it is done.
   if (!sys::raise_thread_priority()) LOG(info, "the restore runs at ordinary priority");
