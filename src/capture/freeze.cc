@@ -39,6 +39,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "capture/restart.h"
 #include "capture/rseq.h"
 #include "capture/sleep_clock.h"
 #include "sys/pidfd.h"
@@ -115,6 +116,8 @@ struct FrozenTree::Known {
   pid_t tid = 0, pid = 0;
   pid_t tid_inside = 0, pid_inside = 0;
   std::optional<SleepSample> sleep;
+  std::optional<sys::InterruptedSleep> noted;
+  std::uint64_t voluntary_switches = 0;  // Where `noted` is set.
   UniqueFd status;
   bool seized = false;
   bool collected = false;
@@ -190,6 +193,12 @@ Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(const FreezeHints
     if (known.size() <= status_files_max) k.status = std::move(*file);
     k.tid = tid, k.pid = s.tgid, k.tid_inside = s.ns_pid.back(), k.pid_inside = s.ns_tgid.back();
     if (clock) k.sleep = clock->sample(k.pid, k.tid);
+    for (const sys::InterruptedSleep& sleep : hints.known_sleeps) {
+      if (sleep.tid_inside != k.tid_inside) continue;
+      Result<std::uint64_t> switches = sys::read_voluntary_switches(k.pid, k.tid);
+      if (!switches.ok()) continue;
+      k.noted = sleep, k.voluntary_switches = *switches;
+    }
   }
   return known;
 }
@@ -268,6 +277,10 @@ Result<void> FrozenTree::collect(Known& k) {
     thread.asleep_since_ns = k.sleep->asleep_since_ns(thread.regs);
     thread.restarted_nr = k.sleep->restarted_nr(thread.regs);
   }
+  if (k.noted && k.noted->lasts(k.voluntary_switches, thread.regs)) {
+    thread.restarted_nr = k.noted->nr;
+    thread.ends_at_ns = k.noted->ends_at_ns;
+  }
   FrozenProcess& process = process_of(k.pid, k.pid_inside);
   if (k.tid == k.pid) {
     process.threads.insert(process.threads.begin(), std::move(thread));
@@ -335,7 +348,31 @@ Result<void> FrozenTree::seal() {
   return hold();
 }
 
-Result<void> FrozenTree::thaw() {
+// Preconditions: nothing is injected any more before the threads go on: each stop counts as a switch.
+std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
+  std::vector<sys::InterruptedSleep> sleeps;
+  for (FrozenProcess& process : processes_) {
+    Result<sys::RemoteProcess*> memory = remote(process);
+    if (!memory.ok()) continue;
+    for (const FrozenThread& thread : process.threads) {
+      if (static_cast<std::int64_t>(thread.regs.rax) != sys::err_restart_restartblock) continue;
+      if (!thread.asleep_since_ns && !thread.ends_at_ns) continue;
+      image::Thread described;
+      Result<sys::Regs> regs = describe_restart(process, thread, **memory, frozen_at_ns_, described);
+      Result<std::uint64_t> switches = sys::read_voluntary_switches(process.pid, thread.tid);
+      if (!regs.ok() || !switches.ok() || !described.has_restart()) continue;  // Its timeout begins anew.
+      const image::Restart& restart = described.restart();
+      sys::InterruptedSleep& sleep = sleeps.emplace_back();
+      sleep.tid_inside = thread.tid_inside, sleep.nr = restart.nr();
+      std::copy(restart.args().begin(), restart.args().end(), sleep.args);
+      sleep.ends_at_ns = frozen_at_ns_ + restart.remaining_ns();
+      sleep.voluntary_switches = *switches;
+    }
+  }
+  return sleeps;
+}
+
+Result<void> FrozenTree::thaw(std::vector<sys::InterruptedSleep>* sleeps) {
   std::optional<Error> first;
   auto note = [&](Result<void> result) {
     if (!result.ok() && !is_gone(result.error()) && !first) first = std::move(result).error();
@@ -348,6 +385,7 @@ Result<void> FrozenTree::thaw() {
       note(unhold());
       note(unmap_arenas());
     }
+    if (sleeps != nullptr) *sleeps = interrupted_sleeps();
     for (FrozenProcess& process : processes_) {
       // The leader last: it isn't seen to end before all others have been.
       std::reverse(process.threads.begin(), process.threads.end());

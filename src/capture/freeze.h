@@ -10,6 +10,7 @@
 
 #include "base/unique_fd.h"
 #include "image/image.pb.h"
+#include "sys/interrupted_sleep.h"
 #include "sys/proc.h"
 #include "sys/remote.h"
 
@@ -34,6 +35,8 @@ struct FreezeHints {
   // For the last freeze of a migration: measure since when sleeping threads sleep, so that timeouts can
   // be continued on another kernel (sleep_clock.h). Costs about 25 us a thread before anything is stopped.
   bool measure_sleeps = false;
+  // Of threads that this node let go on before, from thaw() or from the restorer.
+  std::vector<sys::InterruptedSleep> known_sleeps = {};
 };
 
 struct FrozenThread : sys::StoppedThread {
@@ -45,6 +48,7 @@ struct FrozenThread : sys::StoppedThread {
   std::int64_t stopped_at_ns = 0;  // CLOCK_MONOTONIC when it was seen to stand: it has stood since before.
   // The call that restart_syscall(2) stands for, where the thread is in that; else -1.
   std::int64_t restarted_nr = -1;
+  std::optional<std::int64_t> ends_at_ns;  // CLOCK_MONOTONIC; when that call ends, where it was noted.
 };
 
 struct FrozenProcess {
@@ -83,7 +87,9 @@ class FrozenTree {
   // The destructor will no longer thaw: somebody else runs the program now, or may be running it.
   void commit() { committed_ = true; }
   // Rollback, with its error. The tree runs when this returns, even on error, as far as possible.
-  Result<void> thaw();
+  Result<void> thaw() { return thaw(nullptr); }
+  // The same, and notes the sleeps that it interrupted, for the next freeze. For trees whose sleeps were measured.
+  Result<void> thaw(std::vector<sys::InterruptedSleep>* sleeps);
 
  private:
   friend Result<FrozenTree> freeze(const TreeRef&, const FreezeHints&);
@@ -99,6 +105,7 @@ class FrozenTree {
   Result<void> settle_orphans();
   Result<void> unhold();
   Result<void> unmap_arenas();
+  std::vector<sys::InterruptedSleep> interrupted_sleeps();
   FrozenProcess& process_of(pid_t pid, pid_t pid_inside);
 
   TreeRef tree_;

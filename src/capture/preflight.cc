@@ -210,6 +210,12 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree) {
     reasons.add("it has {} processes, and process trees can't move yet: {}", pids.size(), names);
   }
   for (pid_t pid : pids) {
+    // Where the leader has ended and others go on, /proc/PID has neither exe nor mm nor descriptors; and a skeleton
+    // whose leader ends before its threads are made isn't covered.
+    if (Result<sys::ProcStatus> leader = sys::read_status(pid); leader.ok() && leader->state == 'Z' && leader->threads > 1) {
+      reasons.add("the main thread of process {} has ended while others go on", leader->ns_tgid.back());
+      continue;
+    }
     Result<void> checked = check_process(tree, pid, reasons);
     if (checked.ok()) continue;
     if (checked.error().code() != Errc::tracee_gone) return std::move(checked).error();

@@ -104,7 +104,9 @@ Result<sys::Regs> describe_restart(const FrozenProcess& process, const FrozenThr
   }
   const bool exact = timeout.left_index >= 0 && result == sys::err_restart_restartblock;
   const bool by_time = !(nr == SYS_clock_nanosleep && is_cpu_clock(args[0]));
-  if (!exact && by_time && thread.asleep_since_ns)
+  if (!exact && by_time && thread.ends_at_ns)
+    left_ns = *thread.ends_at_ns - frozen_at_ns;
+  else if (!exact && by_time && thread.asleep_since_ns)
     left_ns -= std::max<std::int64_t>(0, frozen_at_ns - *thread.asleep_since_ns);
 
   image::Restart& restart = *out.mutable_restart();

@@ -12,6 +12,9 @@ namespace godwit::migrate {
 // The shell's tree as capture wants to see it.
 Result<capture::TreeRef> tree_of(capsule::Shell& shell);
 
+// Where the worker that brings a capsule notes its sleeps, for the one that takes it away (sys/interrupted_sleep.h).
+inline std::string sleeps_path(const NodeEnv& env, const CapsuleId& id) { return env.capsule_run_dir(id) + "/sleeps"; }
+
 class ShellAdapter : public restore::SkeletonSource {
  public:
   explicit ShellAdapter(capsule::Shell& shell) : shell_(shell) {}  // Borrowed.

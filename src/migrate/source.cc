@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/guard.h"
+#include "base/io.h"
 #include "base/log.h"
 #include "capsule/shell.h"
 #include "capture/describe.h"
@@ -92,6 +93,7 @@ class Source {
   std::vector<int> streams_;
   memory::SourceMemory memory_;
   memory::Tracking tracking_;
+  std::vector<sys::InterruptedSleep> sleeps_;
   image::Capsule prepared_;  // What the target has built so far.
   std::set<std::uint32_t> sent_files_;  // Private files whose present content the target has.
   std::uint64_t next_round_ = 0;
@@ -161,6 +163,8 @@ Result<void> Source::open() {
   std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());
   identity_.emplace(root, std::move(shared));
   files_.emplace(root);
+  if (Result<std::string> noted = read_file(sleeps_path(env_, id_)); noted.ok())
+    sleeps_ = sys::interrupted_sleeps_from_text(*noted);
   // From here our death is somebody's business: the record says who we are.
   RecordContent record;
   record.state = static_cast<std::uint32_t>(SourceState::attempting);
@@ -297,10 +301,10 @@ Result<void> Source::prepare() {
 Result<void> Source::arm() {
   std::map<pid_t, UniqueFd> uffds;
   {
-    capture::FrozenTree tree = TRY(capture::freeze(*tree_));
+    capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
     for (capture::FrozenProcess& process : tree.processes())
       uffds[process.pid] = TRY(capture::make_userfaultfd(tree, process));
-    TRY(tree.thaw());
+    TRY(tree.thaw(&sleeps_));
   }
   tracking_ = TRY(memory_.arm([&](pid_t pid) -> Result<UniqueFd> {
     auto made = uffds.find(pid);
@@ -375,7 +379,7 @@ Result<void> Source::move(const RoundDecision&) {
   if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
   reporter_.phase("freeze");
   frozen_at_us_ = monotonic_us();
-  capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true}));
+  capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
   // From here no page of the tree can change. Every early return thaws, until the capsule is given up:
   // then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 
+#include "base/clock.h"
+
 namespace godwit::restore {
 namespace {
 
@@ -57,9 +59,9 @@ std::int64_t Restarter::left_ns(const image::Restart& restart) const {
   return std::max<std::int64_t>(0, restart.remaining_ns() - frozen_ns_);
 }
 
-Result<void> Restarter::apply(std::span<const Item> items) {
-  std::vector<Item> blocks;
-  for (const Item& item : items) {
+Result<void> Restarter::apply(std::span<Item> items) {
+  std::vector<Item*> blocks;
+  for (Item& item : items) {
     const image::Restart& r = item.thread->restart();
     if (r.timeout() == image::Restart::NONE) continue;
     if (r.args_size() != 6 || r.timeout_arg() > 5) {
@@ -67,14 +69,14 @@ Result<void> Restarter::apply(std::span<const Item> items) {
                         item.thread->tid(), r.nr(), r.args_size(), r.timeout_arg());
     }
     if (has_restart_block(r)) {
-      blocks.push_back(item);
+      blocks.push_back(&item);
     } else {
       TRY(change_argument(item));
     }
   }
-  for (unsigned lane = 1; const Item& item : blocks) TRY(enter_call(item, lane++));
-  for (const Item& item : blocks) TRY(interrupt_call(item));
-  for (const Item& item : blocks) TRY(take_result(item));
+  for (unsigned lane = 1; const Item* item : blocks) TRY(enter_call(*item, lane++));
+  for (const Item* item : blocks) TRY(interrupt_call(*item));
+  for (Item* item : blocks) TRY(take_result(*item));
   return {};
 }
 
@@ -139,7 +141,7 @@ Result<void> Restarter::interrupt_call(const Item& item) {
   return sys::ptrace_cont(item.node_tid, 0);
 }
 
-Result<void> Restarter::take_result(const Item& item) {
+Result<void> Restarter::take_result(Item& item) {
   const image::Thread& thread = *item.thread;
   sys::Stop after = TRY(sys::wait_stop(item.node_tid, stop_limit_us));
   if (after.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid());
@@ -152,6 +154,7 @@ Result<void> Restarter::take_result(const Item& item) {
   item.regs->rax = now.rax;
   if (result == sys::err_restart_restartblock) {
     item.regs->orig_rax = static_cast<std::uint64_t>(thread.restart().nr());
+    item.ends_at_ns = monotonic_ns() + left_ns(thread.restart());  // Begun before now: not too early.
   } else if (result > sys::err_restartsys) {
     item.regs->orig_rax = ~0ull;  // It was over, by its time or because what it waited for is there.
   } else {

@@ -30,17 +30,18 @@ class Restarter {
     const image::Thread* thread;
     pid_t node_tid;
     sys::Regs* regs;  // In and out: the context with which the thread will go on.
+    std::int64_t ends_at_ns = 0;  // Out: CLOCK_MONOTONIC; when a remade sleep ends. 0: there is none.
   };
   // The threads must have their handlers, memory and descriptors; each ends in a stop from which the
   // kernel restarts calls. At most Arena::lanes_max - 1 at a time.
-  Result<void> apply(std::span<const Item> items);
+  Result<void> apply(std::span<Item> items);
 
  private:
   Result<void> change_argument(const Item& item);
   // The three steps to a restart_block, each for all threads before the next.
   Result<void> enter_call(const Item& item, unsigned lane);
   Result<void> interrupt_call(const Item& item);
-  Result<void> take_result(const Item& item);
+  Result<void> take_result(Item& item);
   Result<std::uint64_t> place_behind_vdso(const timespec& value);
   std::int64_t left_ns(const image::Restart& restart) const;
 

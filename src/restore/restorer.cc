@@ -56,6 +56,11 @@ struct Restorer::Impl {
     bool in_time_namespace = false;
     std::uint32_t membarrier_done = 0;
     std::vector<sys::Regs> regs;  // Final ones, by thread.
+    struct Sleep {
+      pid_t node_tid;
+      sys::InterruptedSleep sleep;
+    };
+    std::vector<Sleep> sleeps;
   };
 
   Impl(SkeletonSource& s, UniqueFd root_fd)
@@ -86,6 +91,7 @@ struct Restorer::Impl {
   std::uint64_t cap_bounding = 0;
   int seccomp_shared_count = 0;
   Notes notes;
+  std::vector<sys::InterruptedSleep> sleeps;  // From start() on.
 };
 
 Restorer::Restorer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -233,6 +239,9 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
     TRY(m.enter_time_namespace());
     TRY(m.set_threads(p));
   }
+  // What is left of sleeps and timers is time of the capsule's clock. That is behind by what the message took which
+  // set it; by this node's clock a sleep would seem to end early (14 ms on a busy machine). Less than 0: not there yet.
+  frozen_ns = godwit::monotonic_ns() + m.monotonic_delta_ns - final.clocks().monotonic_ns();
   Skeleton& skeleton = m.process->skeleton;
   TRY(m.private_files.finish(final));
   TRY(join_session(skeleton, p));
@@ -329,10 +338,17 @@ Result<void> Restorer::Impl::restart_calls(const image::Process& image, std::int
   for (int i = 0; i < image.threads_size(); ++i) {
     sys::Regs& regs = process->regs[static_cast<std::size_t>(i)];
     std::memcpy(&regs, image.threads(i).regs().data(), sizeof regs);
-    items.push_back({&image.threads(i), process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid, &regs});
+    items.push_back({&image.threads(i), process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid, &regs, 0});
   }
   for (std::size_t at = 0; at < items.size(); at += threads_at_once) {
     TRY(restarter.apply(std::span(items).subspan(at, std::min<std::size_t>(threads_at_once, items.size() - at))));
+  }
+  for (const Restarter::Item& item : items) {
+    if (item.ends_at_ns == 0) continue;
+    sys::InterruptedSleep& sleep = process->sleeps.emplace_back(Process::Sleep{item.node_tid, {}}).sleep;
+    const image::Restart& restart = item.thread->restart();
+    sleep.tid_inside = item.thread->tid(), sleep.nr = restart.nr(), sleep.ends_at_ns = item.ends_at_ns;
+    std::copy(restart.args().begin(), restart.args().end(), sleep.args);
   }
   return {};
 }
@@ -354,12 +370,20 @@ Result<void> Restorer::seal() {
 }
 
 Result<void> Restorer::start() {
+  for (const Impl::Process::Sleep& s : impl_->process->sleeps) {
+    Result<std::uint64_t> switches = sys::read_voluntary_switches(impl_->process->skeleton.node_pid(), s.node_tid);
+    if (!switches.ok()) continue;  // Its timeout will begin anew at the next move.
+    impl_->sleeps.push_back(s.sleep);
+    impl_->sleeps.back().voluntary_switches = *switches;
+  }
   // Thawed first: a thread that is detached in a frozen group wakes twice (64 threads: 0.5 to 2 ms).
   // They still stand in their ptrace stops. Should we die in between, the kernel detaches the rest,
   // which is right after the grant.
   TRY(impl_->source.thaw_tree());
   return impl_->process->skeleton.release();
 }
+
+const std::vector<sys::InterruptedSleep>& Restorer::sleeps() const { return impl_->sleeps; }
 
 const std::vector<std::string>& Restorer::notes() const { return impl_->notes; }
 

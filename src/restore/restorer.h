@@ -23,6 +23,7 @@
 #include "base/unique_fd.h"
 #include "image/image.pb.h"
 #include "restore/skeleton_source.h"
+#include "sys/interrupted_sleep.h"
 
 namespace godwit::restore {
 
@@ -72,6 +73,9 @@ class Restorer {
   Result<void> finish(const image::Capsule& final, std::int64_t frozen_ns);
   Result<void> seal();
   Result<void> start();
+
+  // After start(): the sleeps that threads go on with, for the next freeze.
+  const std::vector<sys::InterruptedSleep>& sleeps() const;
 
   // What couldn't be restored exactly, in words; complete after finish().
   const std::vector<std::string>& notes() const;
