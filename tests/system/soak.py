@@ -68,8 +68,10 @@ def files_below(root):
 
 
 def groups_of(name, node):
-    return sum(1 for top in pathlib.Path("/sys/fs/cgroup").glob(f"**/godwit-{name}/{node}")
-               for _ in os.walk(top))
+    # Of each hierarchy, wherever it is mounted; os.walk bears with groups that go away meanwhile.
+    mounts = [line.split() for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
+    tops = {fields[4] for fields in mounts if " - cgroup" in " ".join(fields)}
+    return sum(1 for top in tops for _ in os.walk(f"{top}/godwit-{name}/{node}"))
 
 
 def resident_bytes(pid):
