@@ -26,6 +26,10 @@ Result<LiveDescription> describe_live(const TreeRef& tree);
 // Every reason why the tree can't move, in words for people, with the thread or descriptor. Touches nothing.
 Result<std::vector<std::string>> preflight(const TreeRef& tree);
 
+// The same for what only the program itself can be asked: stops it for about half a millisecond and injects.
+// Preconditions: preflight found nothing; the tree runs, and nobody else stops it.
+Result<std::vector<std::string>> preflight_inside(const TreeRef& tree);
+
 // A userfaultfd of the process, made inside it and fetched here; inside, it is closed again. UFFDIO_API
 // hasn't been called. A full one where the process may have it, else one for user mode only.
 Result<UniqueFd> make_userfaultfd(FrozenTree& tree, FrozenProcess& process);

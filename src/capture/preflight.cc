@@ -1,21 +1,23 @@
 // What can't move is said before anything is touched, by name, all of it at once: everything that isn't known to
-// be covered is refused. A few things show only from inside the process (AMX permission, a local descriptor
-// table, syscall user dispatch); those are refused by FrozenTree::describe, and the program runs on. Landlock
-// rules and keyrings can't be seen at all from outside on today's kernels.
+// be covered is refused. A few things show only from inside the process (Landlock, keyrings, AMX permission, a local
+// descriptor table, syscall user dispatch): see preflight_inside.cc.
 
 #include "capture/describe.h"
 
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "base/io.h"
 #include "capture/describe_files.h"
+#include "capture/preflight_ipc.h"
 #include "sys/pagemap.h"
 #include "sys/pidfd.h"
 #include "sys/thread_attr.h"
@@ -25,6 +27,7 @@ namespace {
 
 constexpr std::uint32_t pf_io_worker = 0x00000010;
 constexpr std::uint64_t user_addresses_end = 0x7ffffffff000;  // With four-level page tables.
+constexpr long mqueue_magic = 0x19800202;
 
 class Reasons {
  public:
@@ -79,6 +82,9 @@ Result<void> check_descriptor(const TreeRef& tree, pid_t pid, pid_t inside, int 
   if (S_ISBLK(st.st_mode)) reasons.add("descriptor {} of process {} is the block device {}", fd, inside, link);
   if (S_ISFIFO(st.st_mode) && !(info.flags & O_PATH))
     reasons.add("descriptor {} of process {} is the fifo {}, which can't move yet", fd, inside, link);
+  struct statfs system {};
+  if (S_ISREG(st.st_mode) && ::statfs(place.c_str(), &system) == 0 && system.f_type == mqueue_magic)
+    reasons.add("descriptor {} of process {} is the POSIX message queue {}, which can't move yet", fd, inside, link);
   if (link.starts_with("/secretmem")) reasons.add("descriptor {} of process {} is secret memory", fd, inside);
   if (link.starts_with("/memfd:") && st.st_blksize > 4096)
     reasons.add("descriptor {} of process {} is a memfd of huge pages, which can't move yet", fd, inside);
@@ -156,6 +162,50 @@ Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& re
   return {};
 }
 
+// "7f2c4000 bind:0 anon=1 ...": policies of areas (mbind) show nowhere else. Where an area has none, the one of the
+// process is shown: so of the vdso, which nobody binds.
+Result<void> check_memory_policies(pid_t pid, pid_t inside, std::uint64_t vdso, Reasons& reasons) {
+  Result<std::string> text = read_file(sys::proc_path(pid, "numa_maps"));
+  if (!text.ok()) {
+    if (text.error().sys_errno() == ENOENT) return {};  // A kernel without memory policies.
+    return std::move(text).error();
+  }
+  std::istringstream lines(*text);
+  std::string line, usual;
+  std::vector<std::pair<std::uint64_t, std::string>> areas;
+  while (std::getline(lines, line)) {
+    std::istringstream words(line);
+    std::uint64_t start = 0;
+    std::string policy;
+    words >> std::hex >> start >> policy;
+    if (start == vdso) usual = policy;
+    areas.emplace_back(start, policy);
+  }
+  for (const auto& [start, policy] : areas)
+    if (!usual.empty() && policy != usual)
+      reasons.add("the mapping at {:#x} in process {} has a memory policy of its own ({}), which can't move yet", start,
+                  inside, policy);
+  return {};
+}
+
+// A control group doesn't list the dead, but their parent still owes them a wait.
+Result<void> check_dead_children(pid_t pid, pid_t tid, pid_t inside, Reasons& reasons) {
+  Result<std::string> text = read_file(sys::proc_path(pid, tid, "children"));
+  if (!text.ok()) {
+    // ENOENT: the thread has ended meanwhile (or a kernel without CONFIG_PROC_CHILDREN).
+    if (text.error().sys_errno() == ENOENT || text.error().sys_errno() == ESRCH) return {};
+    return std::move(text).error();
+  }
+  std::istringstream numbers(*text);
+  for (pid_t child = 0; numbers >> child;) {
+    Result<sys::ProcStatus> status = sys::read_status(child);
+    if (status.ok() && status->state == 'Z')
+      reasons.add("process {} has a child {} ({}) that has ended and wasn't waited for, which can't move yet", inside,
+                  status->ns_pid.back(), status->name);
+  }
+  return {};
+}
+
 Result<void> check_security(pid_t pid, pid_t inside, Reasons& reasons) {
   Result<std::string> label = read_file(sys::proc_path(pid, "attr/current"));  // EINVAL without an LSM.
   if (!label.ok()) return {};
@@ -172,19 +222,25 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   UniqueFd exe = TRY(open_fd(sys::proc_path(pid, "exe"), O_RDONLY));
   if (::pread(exe.get(), &elf_class, 1, 4) == 1 && elf_class != 2)
     reasons.add("process {} is a 32-bit program, which can't move", inside);
-  for (pid_t tid : TRY(sys::list_threads(pid))) TRY(check_thread(tree, pid, tid, reasons));
+  for (pid_t tid : TRY(sys::list_threads(pid))) {
+    Result<void> checked = check_thread(tree, pid, tid, reasons);
+    // Threads come and go; the end of the first one shows as a zombie.
+    if (!checked.ok() && (tid == pid || checked.error().code() != Errc::tracee_gone)) return checked;
+    TRY(check_dead_children(pid, tid, inside, reasons));
+  }
   for (int fd : TRY(sys::list_fds(pid))) {
     Result<void> checked = check_descriptor(tree, pid, inside, fd, reasons);
     // Closed since it was listed.
     if (!checked.ok() && checked.error().sys_errno() != ENOENT) return checked;
   }
-  bool has_vdso = false;
+  std::uint64_t vdso = 0;
   for (const sys::SmapsEntry& entry : TRY(sys::read_smaps(pid))) {
     check_mapping(entry, inside, reasons);
-    has_vdso |= entry.map.is_special("[vdso]");
+    if (entry.map.is_special("[vdso]")) vdso = entry.map.start;
   }
   TRY(check_guard_pages(pid, inside, reasons));
-  if (!has_vdso) reasons.add("process {} has no [vdso], where injected calls are executed", inside);
+  if (vdso == 0) reasons.add("process {} has no [vdso], where injected calls are executed", inside);
+  TRY(check_memory_policies(pid, inside, vdso, reasons));
   const pid_t usual = tree.init_pid != 0 ? tree.init_pid : ::getpid();
   if (TRY(sys::read_link(sys::proc_path(pid, "root"))) != TRY(sys::read_link(sys::proc_path(usual, "root"))))
     reasons.add("process {} has changed its root directory, which can't move yet", inside);
@@ -221,6 +277,8 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree) {
     if (checked.error().code() != Errc::tracee_gone) return std::move(checked).error();
     reasons.add("process {} ended while it was looked at", pid);
   }
+  if (tree.init_pid != 0)
+    for (const std::string& reason : TRY(ipc_reasons(tree.init_pid))) reasons.add("{}", reason);
   return std::move(reasons).take();
 }
 

@@ -59,8 +59,24 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
   wire::WorkerOrder order;
   order.mutable_check()->set_capsule(capsule->id().value);
   for (const auto& dir : config_.shared) order.mutable_check()->add_shared_dirs(dir);
-  const auto report = TRY(execute(config_.env, std::move(order)));
-  for (const auto& reason : report.reasons()) reply.add_reasons(reason);
+  {
+    // What only the program knows is asked in a short stop of it, so nobody else may stop it meanwhile. One
+    // that stands still or is busy is only looked at from outside.
+    auto operation = host_.begin(capsule, "looked at");
+    if (!operation.ok()) reply.add_reasons(operation.error().what());
+    const bool inside = operation.ok() && reply.reasons().empty();
+    order.mutable_check()->set_inside(inside);
+    auto report = execute(config_.env, std::move(order));
+    if (!report.ok() && inside) {
+      wire::WorkerOrder thaw;
+      thaw.mutable_recover()->set_capsule(capsule->id().value);
+      thaw.mutable_recover()->set_action(wire::RecoverOrder::THAW);
+      if (auto thawed = execute(config_.env, std::move(thaw)); !thawed.ok())
+        LOG(error, "capsule {} after a failed look: {}", capsule->id(), thawed.error().what());
+    }
+    if (!report.ok()) return std::move(report).error();
+    for (const auto& reason : report->reasons()) reply.add_reasons(reason);
+  }
 
   reply.set_target(target);
   if (target.empty() || target == "best") {

@@ -13,7 +13,7 @@ wire::Report run_recover(const NodeEnv& env, const wire::RecoverOrder& order);
 // a frozen call like epoll_wait would return EINTR.
 wire::Report run_freeze(const NodeEnv& env, const wire::FreezeOrder& order);
 
-// `godwit can-migrate`: every reason against, touching nothing.
+// `godwit can-migrate`: every reason against.
 wire::Report run_check(const NodeEnv& env, const wire::CheckOrder& order);
 
 }  // namespace godwit::migrate

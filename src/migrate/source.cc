@@ -178,6 +178,7 @@ Result<void> Source::open() {
 
 Result<void> Source::preflight() {
   std::vector<std::string> reasons = TRY(capture::preflight(*tree_));
+  if (reasons.empty()) reasons = TRY(capture::preflight_inside(*tree_));
   if (!reasons.empty()) return refused(reasons);
   return {};
 }

@@ -1,0 +1,227 @@
+// What no file in /proc tells, and what the target could not give to a process either: Landlock domains and keys.
+// Asked of the program itself, in a stop of its own before the migration begins (about half a millisecond), so that
+// it is refused like everything else, before anything is sent.
+//
+// Landlock has no call that says "you are confined", and what a domain forbids is up to its author. But one thing
+// every domain forbids: to look at a process outside of it (hook_ptrace_access_check). So there has to be a process
+// at which this thread may look by all other rules, a *witness*: in the capsule's PID namespace, with the thread's
+// real user and group, without capabilities, dumpable. kcmp(2) with it twice changes nothing and asks only that
+// question: EPERM is the domain's answer. Seccomp filters don't count meanwhile (PTRACE_O_SUSPEND_SECCOMP).
+//
+// Keys: init gives each capsule a session keyring of its own, which is empty; the default of a session without one
+// is that of the user. Anything else is the program's, and so is a keyring of its thread or process.
+
+#include "capture/describe.h"
+#include "capture/freeze.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/keyctl.h>
+#include <linux/landlock.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <list>
+
+#include "base/io.h"
+#include "sys/namespaces.h"
+#include "sys/pidfd.h"
+
+namespace godwit::capture {
+namespace {
+
+constexpr int arch_get_xcomp_perm = 0x1022;  // Newer than the headers of Debian 12.
+constexpr std::uint64_t xfeature_xtile_data = 1ULL << 18;
+constexpr std::size_t keyring_text_bytes = 256;
+
+[[noreturn]] void be_witness(uid_t uid, gid_t gid) {
+  const __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  const __user_cap_data_struct none[2] = {};
+  // System calls, not the library's wrappers: those would tell threads that we don't have.
+  const bool ready = ::prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && ::syscall(SYS_setgroups, 0, nullptr) == 0 &&
+                     ::syscall(SYS_setresgid, gid, gid, gid) == 0 && ::syscall(SYS_setresuid, uid, uid, uid) == 0 &&
+                     ::syscall(SYS_capset, &header, none) == 0 && ::prctl(PR_SET_DUMPABLE, 1) == 0 &&
+                     ::prctl(PR_SET_PDEATHSIG, SIGKILL) == 0;  // Again: a change of user forgets it.
+  const int answer = ready ? ::getpid() : -errno;
+  char byte;
+  if (::write(1, &answer, sizeof answer) == sizeof answer)
+    while (::read(0, &byte, 1) > 0) {
+    }
+  ::_exit(0);
+}
+
+// Between fork and exit only system calls: another thread of the worker may have held any lock.
+[[noreturn]] void start_witness(int pid_namespace, int in, int out, uid_t uid, gid_t gid) {
+  int answer = 0;
+  if (::setns(pid_namespace, CLONE_NEWPID) == 0 && ::dup2(in, 0) == 0 && ::dup2(out, 1) == 1 &&
+      ::syscall(SYS_close_range, 2, ~0U, 0) == 0) {
+    const long pid = ::syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0) be_witness(uid, gid);
+    if (pid > 0) {
+      ::close(0);
+      while (::waitpid(static_cast<pid_t>(pid), nullptr, 0) < 0 && errno == EINTR) {
+      }
+      ::_exit(0);
+    }
+  }
+  answer = -errno;
+  (void)!::write(1, &answer, sizeof answer);
+  ::_exit(1);
+}
+
+class Witness {
+ public:
+  static Result<Witness> start(pid_t init_pid, uid_t uid, gid_t gid) {
+    UniqueFd pid_namespace = TRY(sys::open_namespace(init_pid, "pid"));
+    int in[2], out[2];
+    if (::pipe2(in, O_CLOEXEC) != 0) return os_error("pipe2");
+    UniqueFd in_read(in[0]), in_write(in[1]);
+    if (::pipe2(out, O_CLOEXEC) != 0) return os_error("pipe2");
+    UniqueFd out_read(out[0]), out_write(out[1]);
+    const pid_t keeper = ::fork();
+    if (keeper < 0) return os_error("fork");
+    // The numbers that dup2 and the rest need are free: a worker's 0, 1, 2 are never pipes of ours.
+    if (keeper == 0) start_witness(pid_namespace.get(), in_read.get(), out_write.get(), uid, gid);
+    Witness witness(keeper, uid, gid, std::move(in_write));
+    out_write.reset();
+    int answer = 0;
+    ssize_t n;
+    do n = ::read(out_read.get(), &answer, sizeof answer);
+    while (n < 0 && errno == EINTR);
+    if (n != sizeof answer) return make_error(Errc::internal, "the witness of preflight died");
+    if (answer <= 0) return os_error(fmt::format("witness of user {}", uid), -answer);
+    witness.pid_inside_ = answer;
+    return witness;
+  }
+
+  Witness(Witness&& other) noexcept = default;
+  Witness& operator=(Witness&&) = delete;
+  ~Witness() {
+    if (!end_.valid()) return;  // Moved from.
+    end_.reset();
+    while (::waitpid(keeper_, nullptr, 0) < 0 && errno == EINTR) {
+    }
+  }
+
+  bool is_of(uid_t uid, gid_t gid) const { return uid == uid_ && gid == gid_; }
+  pid_t pid_inside() const { return pid_inside_; }
+
+ private:
+  Witness(pid_t keeper, uid_t uid, gid_t gid, UniqueFd end)
+      : keeper_(keeper), uid_(uid), gid_(gid), end_(std::move(end)) {}
+  pid_t keeper_, pid_inside_ = 0;
+  uid_t uid_;
+  gid_t gid_;
+  UniqueFd end_;  // Closed: the witness ends, and then its keeper.
+};
+
+class Witnesses {
+ public:
+  explicit Witnesses(pid_t init_pid)
+      : init_pid_(init_pid),
+        wanted_(init_pid != 0 && ::syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0) {}
+
+  // Null where the kernel has no Landlock.
+  Result<const Witness*> for_thread(pid_t tid) {
+    if (!wanted_) return nullptr;
+    const sys::ProcStatus status = TRY(sys::read_status(tid));
+    for (const Witness& witness : list_)
+      if (witness.is_of(status.uids[0], status.gids[0])) return &witness;
+    list_.push_back(TRY(Witness::start(init_pid_, status.uids[0], status.gids[0])));
+    return &list_.back();
+  }
+
+ private:
+  pid_t init_pid_;
+  bool wanted_;
+  std::list<Witness> list_;
+};
+
+// What one thread has.
+class Questions {
+ public:
+  Questions(sys::RemoteBatch& batch, const Witness* witness) : batch_(batch), asked_witness_(witness != nullptr) {
+    if (asked_witness_) {
+      const pid_t pid = witness->pid_inside();
+      seen_ = batch_.call(SYS_kcmp, pid, pid, static_cast<int>(sys::KcmpType::vm), 0, 0);
+    }
+    own_[0] = batch_.call(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, 0);
+    own_[1] = batch_.call(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_PROCESS_KEYRING, 0);
+    name_ = batch_.space(keyring_text_bytes);
+    named_ = batch_.call(SYS_keyctl, KEYCTL_DESCRIBE, KEY_SPEC_SESSION_KEYRING, name_, keyring_text_bytes - 1);
+    content_ = batch_.call(SYS_keyctl, KEYCTL_READ, KEY_SPEC_SESSION_KEYRING, 0, 0);
+  }
+
+  void answer(const std::string& whose, std::vector<std::string>& reasons) const {
+    if (asked_witness_ && batch_.result(seen_) == -EPERM)
+      reasons.push_back(whose + " is confined by a Landlock domain, which can't move");
+    const char* names[] = {"thread", "process"};
+    for (int i = 0; i < 2; ++i)
+      if (batch_.result(own_[i]) >= 0)
+        reasons.push_back(fmt::format("{} has a {} keyring, which can't move yet", whose, names[i]));
+    if (batch_.result(named_) < 0) return;
+    // "keyring;UID;GID;PERM;NAME"
+    const auto text = batch_.get<std::array<char, keyring_text_bytes>>(name_);
+    const std::string description = text.data();
+    const std::string name = description.substr(description.rfind(';') + 1);
+    const bool given = name == "_ses" && batch_.result(content_) == 0;
+    if (!given && !name.starts_with("_uid_ses."))
+      reasons.push_back(fmt::format("{} has the session keyring \"{}\", which can't move yet", whose, name));
+  }
+
+ private:
+  sys::RemoteBatch& batch_;
+  bool asked_witness_;
+  std::size_t seen_ = 0, own_[2], named_, content_;
+  RemoteAddr name_;
+};
+
+Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses, std::vector<std::string>& reasons) {
+  const std::string whose = fmt::format("process {}", process.pid_inside);
+  sys::RemoteProcess* remote = TRY(tree.remote(process));
+  TRY(remote->map_arena(process.threads.front()));
+  for (FrozenThread& thread : process.threads) {
+    sys::RemoteBatch batch(*remote);
+    Questions questions(batch, TRY(witnesses.for_thread(thread.tid)));
+    const bool first = &thread == &process.threads.front();
+    const RemoteAddr xcomp = batch.space(sizeof(std::uint64_t)), ldt = batch.space(64);
+    std::size_t has_ldt = 0;
+    if (first) {
+      batch.call(SYS_arch_prctl, arch_get_xcomp_perm, xcomp);
+      has_ldt = batch.call(SYS_modify_ldt, 0, ldt, 64);
+    }
+    TRY(remote->run(thread, batch));
+    questions.answer(fmt::format("thread {} of {}", thread.tid_inside, whose), reasons);
+    if (TRY(sys::ptrace_syscall_dispatch(thread.tid)))
+      reasons.push_back(
+          fmt::format("thread {} of {} uses syscall user dispatch, which can't move yet", thread.tid_inside, whose));
+    if (first && (batch.get<std::uint64_t>(xcomp) & xfeature_xtile_data))
+      reasons.push_back(whose + " has permission to use AMX, which can't move yet");
+    if (first && batch.result(has_ldt) > 0)
+      reasons.push_back(whose + " has a local descriptor table, which can't move");
+  }
+  return remote->unmap_arena(process.threads.front());
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> preflight_inside(const TreeRef& tree) {
+  std::vector<std::string> reasons;
+  Witnesses witnesses(tree.init_pid);
+  // Forked while the program still runs; threads that come later get theirs in the stop.
+  for (pid_t tid : TRY(list_tree_threads(tree))) {
+    Result<const Witness*> witness = witnesses.for_thread(tid);
+    if (!witness.ok() && witness.error().code() != Errc::tracee_gone) return std::move(witness).error();
+  }
+  FrozenTree frozen = TRY(freeze(tree));
+  for (FrozenProcess& process : frozen.processes()) TRY(look(frozen, process, witnesses, reasons));
+  TRY(frozen.thaw());
+  return reasons;
+}
+
+}  // namespace godwit::capture
