@@ -4,6 +4,7 @@
 #include "capture/describe.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -66,6 +67,13 @@ Result<void> describe_process_outside(pid_t pid, FileTable& files, const image::
   bool cwd_deleted = false, root_deleted = false;
   out.set_cwd(TRY(directory_link(pid, "cwd", cwd_deleted)));
   out.set_cwd_deleted(cwd_deleted);
+  if (cwd_deleted) {
+    struct stat st {};
+    const std::string place = sys::proc_path(pid, "cwd");
+    if (::stat(place.c_str(), &st) != 0) return os_error(fmt::format("stat({})", place));
+    image::FileOwner& owner = *out.mutable_cwd_owner();
+    owner.set_mode(st.st_mode & 07777), owner.set_uid(st.st_uid), owner.set_gid(st.st_gid);
+  }
   out.set_root(TRY(directory_link(pid, "root", root_deleted)));
   out.set_oom_score_adj(static_cast<std::int32_t>(TRY(sys::read_number(pid, "oom_score_adj"))));
   out.set_coredump_filter(static_cast<std::uint64_t>(TRY(sys::read_number(pid, "coredump_filter", 16))));

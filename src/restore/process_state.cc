@@ -86,7 +86,12 @@ void add_directories(Batch& b, const image::Process& process) {
     b.call(SYS_chroot, "chroot", {b.put_string(process.root())});
   }
   std::uint64_t cwd = b.put_string(process.cwd());
-  if (process.cwd_deleted()) b.call(SYS_mkdir, "mkdir", {cwd, 0700});
+  if (process.cwd_deleted()) {
+    const image::FileOwner& owner = process.cwd_owner();
+    b.call(SYS_mkdir, "mkdir", {cwd, 0700});
+    b.call(SYS_chown, "chown", {cwd, owner.uid(), owner.gid()});
+    b.call(SYS_chmod, "chmod", {cwd, owner.mode()});
+  }
   b.call(SYS_chdir, "chdir", {cwd});
   if (process.cwd_deleted()) b.call(SYS_rmdir, "rmdir", {cwd});
   b.about({});
