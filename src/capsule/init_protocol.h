@@ -45,8 +45,8 @@ enum class Message : std::uint32_t {
   hold_fd = 14,   // payload: tag; fds: kept, added to what the tag has already.
   fetch_fd = 15,  // payload: tag; a: index of the first. -> a: fds under the tag; fds: copies.
   drop_fd = 16,   // payload: tag.
-  stdio = 17,  // a: 1 for the original descriptions, 0 for others of the same files. -> payload:
-               // StdioInfo; fds: the program's ends of 0, 1, 2: three pipes, or once the pty's slave.
+  stdio = 17,     // a: 1 for the original descriptions, 0 for others of the same files. -> payload:
+  // StdioInfo; fds: the program's ends of 0, 1, 2: three pipes, or once the pty's slave.
   read_log =
       18,  // a: from. -> a: number of the first byte given, b: stream; payload, empty at the end.
   shutdown = 19,  // Everything in the capsule is killed, init ends.

@@ -1,9 +1,14 @@
 // How a file is told apart:
-// - Its identity is (st_dev, st_ino) of the object behind a /proc link, never its path: paths may have been renamed,
-//   unlinked, mounted over. A path is believed only if it leads to the same object in the process's root.
-// - Private files (no name, memfd, shared anonymous memory) get an id computed from that identity, so that it is the
-//   same in every description of one migration. Bit 30 is set in these; smaller ids are free for files with names.
-// - Which descriptors share an open file description is asked of the kernel (kcmp), only among descriptors
+// - Its identity is (st_dev, st_ino) of the object behind a /proc link, never its path: paths may
+// have been renamed,
+//   unlinked, mounted over. A path is believed only if it leads to the same object in the process's
+//   root.
+// - Private files (no name, memfd, shared anonymous memory) get an id computed from that identity,
+// so that it is the
+//   same in every description of one migration. Bit 30 is set in these; smaller ids are free for
+//   files with names.
+// - Which descriptors share an open file description is asked of the kernel (kcmp), only among
+// descriptors
 //   of the same object: two opens of one file are two descriptions with two offsets.
 
 #include "capture/describe_files.h"
@@ -65,14 +70,17 @@ bool is_plain_device(const struct stat& st) {
   return major == 5 && minor == 0;
 }
 
-Result<std::uint32_t> FileTable::private_file(image::PrivateFile::Kind kind, const std::string& place,
-                                              const std::string& path, const struct stat& st) {
+Result<std::uint32_t> FileTable::private_file(image::PrivateFile::Kind kind,
+                                              const std::string& place, const std::string& path,
+                                              const struct stat& st) {
   const std::uint32_t id = private_id(st.st_dev, st.st_ino);
   const std::pair<std::uint64_t, std::uint64_t> object{st.st_dev, st.st_ino};
   auto [known, added] = private_ids_.emplace(id, object);
   if (!added) {
     if (known->second != object)
-      return make_error(Errc::internal, "two files without a name have the same id {:#x}: {} and another", id, path);
+      return make_error(Errc::internal,
+                        "two files without a name have the same id {:#x}: {} and another", id,
+                        path);
     return id;
   }
   places_[id] = place;
@@ -97,7 +105,8 @@ Result<std::uint32_t> FileTable::private_file(image::PrivateFile::Kind kind, con
   return id;
 }
 
-Result<image::FileRef> FileTable::refer(pid_t pid, const std::string& place, const std::string& path, bool deleted) {
+Result<image::FileRef> FileTable::refer(pid_t pid, const std::string& place,
+                                        const std::string& path, bool deleted) {
   constexpr std::string_view memfd_prefix = "/memfd:";
   struct stat st = TRY(stat_place(place));
   image::FileRef ref;
@@ -105,7 +114,8 @@ Result<image::FileRef> FileTable::refer(pid_t pid, const std::string& place, con
   ref.set_size(static_cast<std::uint64_t>(st.st_size));
   ref.set_mtime_ns(ns(st.st_mtim));
   ref.set_mode(st.st_mode);
-  auto is_private = [&](image::PrivateFile::Kind kind, const std::string& name) -> Result<image::FileRef> {
+  auto is_private = [&](image::PrivateFile::Kind kind,
+                        const std::string& name) -> Result<image::FileRef> {
     ref.set_where(image::FileRef::PRIVATE);
     ref.set_private_file(TRY(private_file(kind, place, name, st)));
     return ref;
@@ -127,7 +137,8 @@ Result<image::FileRef> FileTable::refer(pid_t pid, const std::string& place, con
 Result<void> FileTable::ownership(int pidfd, int fd, image::OpenFile& file) {
   UniqueFd copy = TRY(sys::pidfd_getfd(pidfd, fd));
   f_owner_ex owner{};
-  if (::fcntl(copy.get(), F_GETOWN_EX, &owner) != 0) return os_error(fmt::format("fcntl(F_GETOWN_EX, fd {})", fd));
+  if (::fcntl(copy.get(), F_GETOWN_EX, &owner) != 0)
+    return os_error(fmt::format("fcntl(F_GETOWN_EX, fd {})", fd));
   if (owner.pid != 0) {
     // Told in our PID namespace; the capsule's own number is wanted.
     sys::ProcStatus status = TRY(sys::read_status(owner.pid));
@@ -136,12 +147,13 @@ Result<void> FileTable::ownership(int pidfd, int fd, image::OpenFile& file) {
   }
   int signal = ::fcntl(copy.get(), F_GETSIG);
   if (signal > 0) file.set_owner_signal(signal);
-  if (int seals = ::fcntl(copy.get(), F_GET_SEALS); seals > 0) file.set_seals(static_cast<std::uint32_t>(seals));
+  if (int seals = ::fcntl(copy.get(), F_GET_SEALS); seals > 0)
+    file.set_seals(static_cast<std::uint32_t>(seals));
   return {};
 }
 
-Result<void> FileTable::classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info, const struct stat& st,
-                                 image::OpenFile& file) {
+Result<void> FileTable::classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info,
+                                 const struct stat& st, image::OpenFile& file) {
   const std::string place = sys::proc_path(pid, fmt::format("fd/{}", fd));
   bool deleted = false;
   const std::string path = without_deleted_mark(TRY(sys::read_link(place)), deleted);
@@ -159,10 +171,15 @@ Result<void> FileTable::classify(pid_t pid, int pidfd, int fd, const sys::FdInfo
     file.set_stdio(static_cast<std::uint32_t>(stream));
     return {};
   }
-  if (S_ISREG(st.st_mode)) file.set_kind(image::OpenFile::REGULAR);
-  else if (S_ISDIR(st.st_mode)) file.set_kind(image::OpenFile::DIRECTORY);
-  else if (is_plain_device(st)) file.set_kind(image::OpenFile::DEVICE);
-  else return make_error(Errc::refused, "descriptor {} of process {} is {}, which can't move yet", fd, pid, path);
+  if (S_ISREG(st.st_mode))
+    file.set_kind(image::OpenFile::REGULAR);
+  else if (S_ISDIR(st.st_mode))
+    file.set_kind(image::OpenFile::DIRECTORY);
+  else if (is_plain_device(st))
+    file.set_kind(image::OpenFile::DEVICE);
+  else
+    return make_error(Errc::refused, "descriptor {} of process {} is {}, which can't move yet", fd,
+                      pid, path);
   *file.mutable_ref() = TRY(refer(pid, place, path, deleted));
   file.mutable_ref()->set_written((info.flags & O_ACCMODE) != O_RDONLY);
   return {};

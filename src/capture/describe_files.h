@@ -19,8 +19,10 @@ class FileTable {
  public:
   FileTable(const TreeRef& tree, image::Capsule& capsule) : tree_(tree), capsule_(capsule) {}
 
-  // `place`: a /proc link that opens the file itself (fd/N, map_files/A-B, exe); `path` as the link reads.
-  Result<image::FileRef> refer(pid_t pid, const std::string& place, const std::string& path, bool deleted);
+  // `place`: a /proc link that opens the file itself (fd/N, map_files/A-B, exe); `path` as the link
+  // reads.
+  Result<image::FileRef> refer(pid_t pid, const std::string& place, const std::string& path,
+                               bool deleted);
 
   // Fills process.fds and adds to capsule.files.
   Result<void> describe_fds(pid_t pid, int pidfd, image::Process& process);
@@ -34,16 +36,18 @@ class FileTable {
     std::uint32_t id;
   };
   Result<std::uint32_t> open_file(pid_t pid, int pidfd, int fd, const sys::FdInfo& info);
-  Result<void> classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info, const struct stat& st,
-                        image::OpenFile& file);
+  Result<void> classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info,
+                        const struct stat& st, image::OpenFile& file);
   Result<void> ownership(int pidfd, int fd, image::OpenFile& file);
-  Result<std::uint32_t> private_file(image::PrivateFile::Kind kind, const std::string& place, const std::string& path,
-                                     const struct stat& st);
+  Result<std::uint32_t> private_file(image::PrivateFile::Kind kind, const std::string& place,
+                                     const std::string& path, const struct stat& st);
 
   const TreeRef& tree_;
   image::Capsule& capsule_;
-  std::map<std::tuple<std::uint64_t, std::uint64_t>, std::vector<Description>> met_;  // By device and inode.
-  std::map<std::uint32_t, std::pair<std::uint64_t, std::uint64_t>> private_ids_;      // id -> device, inode
+  std::map<std::tuple<std::uint64_t, std::uint64_t>, std::vector<Description>>
+      met_;  // By device and inode.
+  std::map<std::uint32_t, std::pair<std::uint64_t, std::uint64_t>>
+      private_ids_;  // id -> device, inode
   std::map<std::uint32_t, std::string> places_;
 };
 

@@ -1,6 +1,6 @@
-// Two batches a process: one with what the process has (handlers, timers, prctl), executed by its first thread, and
-// one for each thread (alternate stack, thread-id address, ...). Everything else is asked from outside: ptrace,
-// /proc, and the system calls that take a thread id.
+// Two batches a process: one with what the process has (handlers, timers, prctl), executed by its
+// first thread, and one for each thread (alternate stack, thread-id address, ...). Everything else
+// is asked from outside: ptrace, /proc, and the system calls that take a thread id.
 
 #include "capture/describe_inside.h"
 
@@ -31,7 +31,7 @@ constexpr int arch_get_cpuid = 0x1011;
 constexpr int arch_get_xcomp_perm = 0x1022;
 constexpr std::uint64_t xfeature_xtile_data = 1ULL << 18;
 constexpr int last_signal = 64;
-constexpr int speculation_kinds = 3;  // Store bypass, indirect branch, L1D flush.
+constexpr int speculation_kinds = 3;               // Store bypass, indirect branch, L1D flush.
 constexpr std::size_t mempolicy_mask_bytes = 128;  // 1024 nodes.
 
 struct KernelSigaction {
@@ -60,9 +60,12 @@ std::vector<TimerLine> parse_timers(const std::string& text) {
     unsigned long long value = 0;
     char how[16] = {}, whom[8] = {};
     int id = 0;
-    if (std::sscanf(line.c_str(), "signal: %d/%llx", &timer.signal, &value) == 2) timer.value = value;
+    if (std::sscanf(line.c_str(), "signal: %d/%llx", &timer.signal, &value) == 2)
+      timer.value = value;
     if (std::sscanf(line.c_str(), "notify: %15[^/]/%7[^.].%d", how, whom, &id) == 3) {
-      timer.notify = std::strcmp(how, "none") == 0 ? SIGEV_NONE : std::strcmp(how, "thread") == 0 ? SIGEV_THREAD : SIGEV_SIGNAL;
+      timer.notify = std::strcmp(how, "none") == 0     ? SIGEV_NONE
+                     : std::strcmp(how, "thread") == 0 ? SIGEV_THREAD
+                                                       : SIGEV_SIGNAL;
       if (std::strcmp(whom, "tid") == 0) {
         timer.notify |= SIGEV_THREAD_ID;
         timer.thread = id;
@@ -81,7 +84,8 @@ std::string siginfo_bytes(const siginfo_t& info) {
 // What the process has; asked by its first thread.
 class ProcessQuestions {
  public:
-  ProcessQuestions(sys::RemoteBatch& batch, std::vector<TimerLine> timers) : batch_(batch), timers_(std::move(timers)) {
+  ProcessQuestions(sys::RemoteBatch& batch, std::vector<TimerLine> timers)
+      : batch_(batch), timers_(std::move(timers)) {
     for (int signal = 1; signal <= last_signal; ++signal) {
       actions_[signal] = batch_.space(sizeof(KernelSigaction));
       action_results_[signal] = batch_.call(SYS_rt_sigaction, signal, 0, actions_[signal], 8);
@@ -112,7 +116,8 @@ class ProcessQuestions {
   Result<void> answer(image::Process& out) const {
     for (int signal = 1; signal <= last_signal; ++signal) {
       if (batch_.result(action_results_[signal]) < 0)
-        return make_error(Errc::os, "rt_sigaction({}): {}", signal, batch_.result(action_results_[signal]));
+        return make_error(Errc::os, "rt_sigaction({}): {}", signal,
+                          batch_.result(action_results_[signal]));
       auto action = batch_.get<KernelSigaction>(actions_[signal]);
       if (action.handler == 0 && action.flags == 0) continue;
       image::SigAction& a = *out.add_sigactions();
@@ -124,7 +129,8 @@ class ProcessQuestions {
       auto timer = batch_.get<itimerval>(itimers_[which]);
       if (us(timer.it_value) == 0) continue;
       image::IntervalTimer& t = *out.add_itimers();
-      t.set_which(which), t.set_value_us(us(timer.it_value)), t.set_interval_us(us(timer.it_interval));
+      t.set_which(which), t.set_value_us(us(timer.it_value)),
+          t.set_interval_us(us(timer.it_interval));
     }
     TRY(answer_timers(out));
     out.mutable_mm()->set_brk(static_cast<std::uint64_t>(batch_.result(brk_)));
@@ -135,9 +141,11 @@ class ProcessQuestions {
     out.set_child_subreaper(batch_.get<int>(subreaper_) != 0);
     out.set_membarrier(value(membarrier_));
     if (batch_.get<std::uint64_t>(xcomp_) & xfeature_xtile_data)
-      return make_error(Errc::refused, "process {} has permission to use AMX, which can't move yet", out.pid());
+      return make_error(Errc::refused, "process {} has permission to use AMX, which can't move yet",
+                        out.pid());
     if (batch_.result(ldt_result_) > 0)
-      return make_error(Errc::refused, "process {} has a local descriptor table, which can't move", out.pid());
+      return make_error(Errc::refused, "process {} has a local descriptor table, which can't move",
+                        out.pid());
     return {};
   }
 
@@ -151,12 +159,14 @@ class ProcessQuestions {
     auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
     for (std::size_t i = 0; i < timers_.size(); ++i) {
       if (batch_.result(timer_results_[i]) < 0)
-        return make_error(Errc::os, "timer_gettime({}): {}", timers_[i].id, batch_.result(timer_results_[i]));
+        return make_error(Errc::os, "timer_gettime({}): {}", timers_[i].id,
+                          batch_.result(timer_results_[i]));
       auto spec = batch_.get<itimerspec>(timer_values_[i]);
       image::PosixTimer& t = *out.add_posix_timers();
       t.set_id(timers_[i].id), t.set_clock(timers_[i].clock), t.set_notify(timers_[i].notify);
       t.set_signal(timers_[i].signal), t.set_value(timers_[i].value);
-      if (timers_[i].thread != 0) t.set_thread_id(TRY(sys::read_status(timers_[i].thread)).ns_pid.back());
+      if (timers_[i].thread != 0)
+        t.set_thread_id(TRY(sys::read_status(timers_[i].thread)).ns_pid.back());
       t.set_value_ns(ns(spec.it_value)), t.set_interval_ns(ns(spec.it_interval));
       t.set_overrun(static_cast<std::int32_t>(batch_.result(overruns_[i])));
     }
@@ -166,8 +176,8 @@ class ProcessQuestions {
   sys::RemoteBatch& batch_;
   std::vector<TimerLine> timers_;
   RemoteAddr actions_[last_signal + 1], itimers_[3], subreaper_, xcomp_, ldt_;
-  std::size_t action_results_[last_signal + 1], brk_, dumpable_, thp_disable_, mdwe_, memory_merge_, membarrier_,
-      ldt_result_;
+  std::size_t action_results_[last_signal + 1], brk_, dumpable_, thp_disable_, mdwe_, memory_merge_,
+      membarrier_, ldt_result_;
   std::vector<RemoteAddr> timer_values_;
   std::vector<std::size_t> timer_results_, overruns_;
 };
@@ -198,7 +208,8 @@ class ThreadQuestions {
     personality_ = batch_.call(SYS_personality, 0xffffffffL);
     policy_ = batch_.space(4);
     nodes_ = batch_.space(mempolicy_mask_bytes);
-    policy_result_ = batch_.call(SYS_get_mempolicy, policy_, nodes_, mempolicy_mask_bytes * 8, 0, 0);
+    policy_result_ =
+        batch_.call(SYS_get_mempolicy, policy_, nodes_, mempolicy_mask_bytes * 8, 0, 0);
   }
 
   Result<void> answer(image::Thread& out) const {
@@ -208,7 +219,8 @@ class ThreadQuestions {
     out.set_altstack_sp(reinterpret_cast<std::uint64_t>(stack.ss_sp));
     out.set_altstack_size(stack.ss_size);
     // SS_ONSTACK only says where the stack pointer is; it can't be set.
-    out.set_altstack_flags(static_cast<std::uint32_t>(stack.ss_flags) & ~static_cast<std::uint32_t>(SS_ONSTACK));
+    out.set_altstack_flags(static_cast<std::uint32_t>(stack.ss_flags) &
+                           ~static_cast<std::uint32_t>(SS_ONSTACK));
     out.set_clear_child_tid(batch_.get<std::uint64_t>(clear_tid_));
     out.set_pdeath_signal(batch_.get<int>(pdeath_));
     char name[17] = {};
@@ -220,7 +232,8 @@ class ThreadQuestions {
     out.mutable_creds()->set_securebits(value(securebits_));
     out.mutable_creds()->set_keep_caps(value(keep_caps_) != 0);
     out.set_mce_kill_policy(value(mce_));
-    out.set_io_flusher(value(io_flusher_) == 1);  // EPERM without CAP_SYS_RESOURCE: it can't have set it.
+    out.set_io_flusher(value(io_flusher_) ==
+                       1);  // EPERM without CAP_SYS_RESOURCE: it can't have set it.
     for (int i = 0; i < speculation_kinds; ++i) {
       if (batch_.result(speculation_[i]) < 0) continue;
       image::SpeculationCtrl& s = *out.add_speculation();
@@ -231,7 +244,8 @@ class ThreadQuestions {
     if (batch_.result(policy_result_) == 0 && batch_.get<std::uint32_t>(policy_) != 0) {
       auto mode = batch_.get<std::array<char, 4>>(policy_);
       auto nodes = batch_.get<std::array<char, mempolicy_mask_bytes>>(nodes_);
-      out.set_mempolicy(std::string(mode.begin(), mode.end()) + std::string(nodes.begin(), nodes.end()));
+      out.set_mempolicy(std::string(mode.begin(), mode.end()) +
+                        std::string(nodes.begin(), nodes.end()));
     }
     return {};
   }
@@ -243,21 +257,25 @@ class ThreadQuestions {
   }
   sys::RemoteBatch& batch_;
   RemoteAddr altstack_, clear_tid_, pdeath_, name_, tsc_, policy_, nodes_;
-  std::size_t altstack_result_, slack_, securebits_, keep_caps_, mce_, io_flusher_, speculation_[speculation_kinds],
-      cpuid_, personality_, policy_result_;
+  std::size_t altstack_result_, slack_, securebits_, keep_caps_, mce_, io_flusher_,
+      speculation_[speculation_kinds], cpuid_, personality_, policy_result_;
 };
 
-// A fault whose signal is queued, but not delivered yet: the thread still stands on the instruction, and
-// the program that executes it once more faults again, or doesn't, as it is right by then. Queued on the
-// target, it would come before the SIGTRAP by which a batch ends there, also while it is blocked.
+// A fault whose signal is queued, but not delivered yet: the thread still stands on the
+// instruction, and the program that executes it once more faults again, or doesn't, as it is right
+// by then. Queued on the target, it would come before the SIGTRAP by which a batch ends there, also
+// while it is blocked.
 bool comes_again(const siginfo_t& info) {
   if (info.si_code <= 0) return false;  // Sent by somebody.
   switch (info.si_signo) {
     case SIGSEGV:
     case SIGFPE:
-    case SIGILL: return true;
-    case SIGBUS: return info.si_code != BUS_MCEERR_AO;
-    default: return false;
+    case SIGILL:
+      return true;
+    case SIGBUS:
+      return info.si_code != BUS_MCEERR_AO;
+    default:
+      return false;
   }
 }
 
@@ -270,13 +288,15 @@ Result<void> from_ptrace(const FrozenThread& thread, image::Thread& out) {
   out.set_rseq_addr(rseq.address), out.set_rseq_size(rseq.size);
   out.set_rseq_signature(rseq.signature), out.set_rseq_flags(rseq.flags);
   if (TRY(sys::ptrace_syscall_dispatch(thread.tid)))
-    return make_error(Errc::refused, "thread {} uses syscall user dispatch, which can't move yet", thread.tid_inside);
+    return make_error(Errc::refused, "thread {} uses syscall user dispatch, which can't move yet",
+                      thread.tid_inside);
   if (out.seccomp_mode() != 2) return {};
   for (unsigned i = 0;; ++i) {
     std::optional<sys::SeccompProgram> program = TRY(sys::ptrace_get_seccomp(thread.tid, i));
     if (!program) return {};
     image::SeccompFilter& filter = *out.add_seccomp_filters();
-    filter.set_instructions(program->instructions.data(), program->instructions.size() * sizeof(sock_filter));
+    filter.set_instructions(program->instructions.data(),
+                            program->instructions.size() * sizeof(sock_filter));
     filter.set_flags(static_cast<std::uint32_t>(program->flags));
   }
 }
@@ -284,7 +304,8 @@ Result<void> from_ptrace(const FrozenThread& thread, image::Thread& out) {
 Result<void> from_system_calls(const FrozenThread& thread, image::Thread& out) {
   sys::ThreadAttr attr = TRY(sys::read_thread_attr(thread.tid));
   out.set_sched_policy(attr.policy), out.set_nice(attr.nice), out.set_rt_priority(attr.rt_priority);
-  out.set_dl_runtime(attr.dl_runtime), out.set_dl_deadline(attr.dl_deadline), out.set_dl_period(attr.dl_period);
+  out.set_dl_runtime(attr.dl_runtime), out.set_dl_deadline(attr.dl_deadline),
+      out.set_dl_period(attr.dl_period);
   out.set_sched_flags(attr.flags);
   for (std::uint32_t cpu : attr.affinity) out.add_affinity(cpu);
   out.set_ioprio(attr.ioprio);
@@ -298,22 +319,29 @@ Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Pr
   sys::RemoteProcess* remote = TRY(tree.remote(process));
   FrozenThread& first = process.threads.front();
   if (first.tid != process.pid)
-    return make_error(Errc::refused, "the main thread of process {} has ended, which can't move yet", process.pid_inside);
+    return make_error(Errc::refused,
+                      "the main thread of process {} has ended, which can't move yet",
+                      process.pid_inside);
   INVARIANT(out.threads_size() == static_cast<int>(process.threads.size()));
   for (int i = 0; i < out.threads_size(); ++i) {
     const FrozenThread& thread = process.threads[static_cast<std::size_t>(i)];
     if (thread.stopped_by_signal)
-      return make_error(Errc::refused, "process {} is stopped by a signal, and can't move until it is continued",
+      return make_error(Errc::refused,
+                        "process {} is stopped by a signal, and can't move until it is continued",
                         process.pid_inside);
-    TRY(from_ptrace(thread, *out.mutable_threads(i)).with(fmt::format("thread {}", thread.tid_inside)));
-    TRY(from_system_calls(thread, *out.mutable_threads(i)).with(fmt::format("thread {}", thread.tid_inside)));
+    TRY(from_ptrace(thread, *out.mutable_threads(i))
+            .with(fmt::format("thread {}", thread.tid_inside)));
+    TRY(from_system_calls(thread, *out.mutable_threads(i))
+            .with(fmt::format("thread {}", thread.tid_inside)));
   }
-  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(first.tid, true))) out.add_pending(siginfo_bytes(info));
+  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(first.tid, true)))
+    out.add_pending(siginfo_bytes(info));
 
   TRY(remote->map_arena(first));
   {
     sys::RemoteBatch batch(*remote);
-    ProcessQuestions questions(batch, parse_timers(TRY(read_file(sys::proc_path(process.pid, "timers")))));
+    ProcessQuestions questions(batch,
+                               parse_timers(TRY(read_file(sys::proc_path(process.pid, "timers")))));
     TRY(remote->run(first, batch));
     TRY(questions.answer(out));
   }
@@ -327,16 +355,19 @@ Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Pr
   // MCL_FUTURE shows in what is mapped now: the arena.
   const std::uint64_t arena = remote->arena().value;
   bool locked_memory = false;
-  for (const image::Vma& vma : out.mm().vmas()) locked_memory |= (vma.flags() & image::VMA_LOCKED) != 0;
+  for (const image::Vma& vma : out.mm().vmas())
+    locked_memory |= (vma.flags() & image::VMA_LOCKED) != 0;
   if (locked_memory) {
     for (const sys::SmapsEntry& entry : TRY(sys::read_smaps(process.pid)))
-      if (entry.map.start == arena && entry.has("lo")) out.set_mlock_future(entry.has("lf") ? 2 | 4 : 2);
+      if (entry.map.start == arena && entry.has("lo"))
+        out.set_mlock_future(entry.has("lf") ? 2 | 4 : 2);
   }
   TRY(remote->unmap_arena(first));
   // Last, since an injected call may have let a signal through.
   for (int i = 0; i < out.threads_size(); ++i) {
     FrozenThread& thread = process.threads[static_cast<std::size_t>(i)];
-    sys::Regs regs = TRY(describe_restart(process, thread, *remote, tree.frozen_at_ns(), *out.mutable_threads(i)));
+    sys::Regs regs = TRY(
+        describe_restart(process, thread, *remote, tree.frozen_at_ns(), *out.mutable_threads(i)));
     out.mutable_threads(i)->set_regs(&regs, sizeof regs);
   }
   return {};

@@ -6,8 +6,9 @@
 
 namespace godwit::capture {
 
-// `earlier`: the same process's address space as described before; see FrozenTree::describe. May be null.
-// `brk` is a guess (the end of [heap]); only the process itself knows, see describe_inside.cc.
+// `earlier`: the same process's address space as described before; see FrozenTree::describe. May be
+// null. `brk` is a guess (the end of [heap]); only the process itself knows, see
+// describe_inside.cc.
 Result<void> describe_memory(pid_t pid, FileTable& files, const image::Mm* earlier, image::Mm& mm);
 
 // Names (two letters, as in smaps) -> VmaFlag bits of the image.

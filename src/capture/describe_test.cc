@@ -213,7 +213,8 @@ TEST(Describe, FilesAndMappings) {
   const image::PrivateFile* gone_file = private_file(*capsule, gone->ref().private_file());
   ASSERT_NE(gone_file, nullptr);
   EXPECT_EQ(gone_file->kind(), image::PrivateFile::UNLINKED);
-  EXPECT_EQ(live->private_file_places.count(gone_file->id()), 1u) << "ids are the same in every description";
+  EXPECT_EQ(live->private_file_places.count(gone_file->id()), 1u)
+      << "ids are the same in every description";
   const image::OpenFile* memory = file_of(*capsule, 104);
   ASSERT_NE(memory, nullptr);
   const image::PrivateFile* memory_file = private_file(*capsule, memory->ref().private_file());
@@ -238,7 +239,8 @@ TEST(Describe, FilesAndMappings) {
   const image::Vma* mapped = vma_at(*capsule, seen->file_private);
   ASSERT_NE(mapped, nullptr);
   EXPECT_EQ(mapped->kind(), image::Vma::FILE);
-  EXPECT_EQ(capsule->processes(0).mm().mapped(static_cast<int>(mapped->file()) - 1).path(), directory + "/named");
+  EXPECT_EQ(capsule->processes(0).mm().mapped(static_cast<int>(mapped->file()) - 1).path(),
+            directory + "/named");
   EXPECT_NE(capsule->processes(0).mm().exe_file(), 0u);
   // The arena of our own questions is not the program's.
   EXPECT_EQ(capsule->processes(0).mm().vmas_size(), live->capsule.processes(0).mm().vmas_size());
@@ -263,22 +265,38 @@ void sleep_in(Sleepers* s, int which) {
   s->tids[which] = static_cast<int>(::syscall(SYS_gettid));
   s->began_ns[which] = monotonic_ns();
   switch (which) {
-    case 0: ::syscall(SYS_nanosleep, &t, nullptr); break;
-    case 1: ::syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &t, &left); break;
-    case 2: ::poll(nullptr, 0, long_ns / 1'000'000); break;
-    case 3: ::epoll_wait(e, &event, 1, long_ns / 1'000'000); break;
-    case 4: ::syscall(SYS_futex, &word, FUTEX_WAIT, 1, &t, nullptr, 0); break;
-    case 5: ::sigtimedwait(&set, nullptr, &t); break;
-    case 6: ::syscall(SYS_clock_nanosleep, CLOCK_BOOTTIME, 0, &t, nullptr); break;
-    default: break;
+    case 0:
+      ::syscall(SYS_nanosleep, &t, nullptr);
+      break;
+    case 1:
+      ::syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &t, &left);
+      break;
+    case 2:
+      ::poll(nullptr, 0, long_ns / 1'000'000);
+      break;
+    case 3:
+      ::epoll_wait(e, &event, 1, long_ns / 1'000'000);
+      break;
+    case 4:
+      ::syscall(SYS_futex, &word, FUTEX_WAIT, 1, &t, nullptr, 0);
+      break;
+    case 5:
+      ::sigtimedwait(&set, nullptr, &t);
+      break;
+    case 6:
+      ::syscall(SYS_clock_nanosleep, CLOCK_BOOTTIME, 0, &t, nullptr);
+      break;
+    default:
+      break;
   }
 }
 
 TEST(Describe, InterruptedCallsCarryTheTimeThatIsLeft) {
   SKIP_WITHOUT_TREES();
   constexpr int count = 7;
-  constexpr std::int64_t calls[count] = {SYS_nanosleep, SYS_clock_nanosleep, SYS_poll, SYS_epoll_wait,
-                                         SYS_futex, SYS_rt_sigtimedwait, SYS_clock_nanosleep};
+  constexpr std::int64_t calls[count] = {
+      SYS_nanosleep, SYS_clock_nanosleep, SYS_poll,           SYS_epoll_wait,
+      SYS_futex,     SYS_rt_sigtimedwait, SYS_clock_nanosleep};
   auto* s = static_cast<Sleepers*>(
       ::mmap(nullptr, sizeof(Sleepers), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   Result<TestTree> tree = TestTree::start_function([&](TestTree::Ready ready) {
@@ -311,14 +329,16 @@ TEST(Describe, InterruptedCallsCarryTheTimeThatIsLeft) {
     for (const image::Thread& thread : threads) {
       for (int i = 0; i < count; ++i) {
         if (thread.tid() != s->tids[i]) continue;
-        ASSERT_NE(thread.restart().timeout(), image::Restart::NONE) << "sleeper " << i << " round " << round;
+        ASSERT_NE(thread.restart().timeout(), image::Restart::NONE)
+            << "sleeper " << i << " round " << round;
         EXPECT_EQ(thread.restart().nr(), calls[i]) << "sleeper " << i << " round " << round;
         const std::int64_t true_left = long_ns - (frozen_at - s->began_ns[i]);
         EXPECT_GE(thread.restart().remaining_ns(), true_left) << "sleeper " << i << ": early";
         EXPECT_LE(thread.restart().remaining_ns(), long_ns);
         measured += round == 0 && thread.restart().remaining_ns() < long_ns - 200'000'000;
         if (i == 1) {
-          EXPECT_LT(thread.restart().remaining_ns(), true_left + 100'000'000) << "the kernel itself told";
+          EXPECT_LT(thread.restart().remaining_ns(), true_left + 100'000'000)
+              << "the kernel itself told";
         }
       }
     }
@@ -422,10 +442,11 @@ TEST(Preflight, NamesEveryReason) {
   ASSERT_TRUE(tree.ok()) << tree.error().what();
   Result<std::vector<std::string>> reasons = preflight(tree->ref());
   ASSERT_TRUE(reasons.ok()) << reasons.error().what();
-  for (const char* part : {"descriptor 50", "an epoll instance", "an eventfd", "a socket", "holds a lock", "2 processes"}) {
-    EXPECT_TRUE(std::any_of(reasons->begin(), reasons->end(),
-                            [&](const std::string& reason) { return reason.find(part) != std::string::npos; }))
-        << part;
+  for (const char* part : {"descriptor 50", "an epoll instance", "an eventfd", "a socket",
+                           "holds a lock", "2 processes"}) {
+    EXPECT_TRUE(std::any_of(reasons->begin(), reasons->end(), [&](const std::string& reason) {
+      return reason.find(part) != std::string::npos;
+    })) << part;
   }
   EXPECT_EQ(tree->complaint(), "");
 }

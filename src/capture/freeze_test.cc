@@ -24,7 +24,8 @@ namespace {
 #define SKIP_WITHOUT_TREES() \
   if (std::string why = why_no_trees(); !why.empty()) GTEST_SKIP() << why
 
-// What the engine does between freeze and release: a userfaultfd is made and fetched, a batch is run, the tree sealed.
+// What the engine does between freeze and release: a userfaultfd is made and fetched, a batch is
+// run, the tree sealed.
 Result<void> freeze_and_inject(const TreeRef& ref, int calls, bool every_thread) {
   FrozenTree tree = TRY(freeze(ref, {.measure_sleeps = true}));
   for (FrozenProcess& process : tree.processes()) {
@@ -58,8 +59,9 @@ TEST(Freeze, ThawedTreeHasSeenNothing) {
   EXPECT_TRUE(alive.ok()) << alive.error().what();
 }
 
-// Runs `work` in a child process and kills the child at its n-th system call, counted at entries and exits alike
-// (at an entry the call isn't executed any more). We trace the tracer. The answer: whether it was killed.
+// Runs `work` in a child process and kills the child at its n-th system call, counted at entries
+// and exits alike (at an entry the call isn't executed any more). We trace the tracer. The answer:
+// whether it was killed.
 bool killed_at(int n, const std::function<bool()>& work) {
   pid_t child = ::fork();
   if (child == 0) {
@@ -109,7 +111,8 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   const int step = std::getenv("GODWIT_EXHAUSTIVE") ? 1 : 3;
   const std::int64_t limit_us = std::getenv("GODWIT_EXHAUSTIVE") ? 3'600'000'000 : 45'000'000;
   for (int n = 1; monotonic_us() - start < limit_us; n += step) {
-    const bool killed = killed_at(n, [&] { return freeze_and_inject(tree->ref(), 100, false).ok(); });
+    const bool killed =
+        killed_at(n, [&] { return freeze_and_inject(tree->ref(), 100, false).ok(); });
     kills += killed;
     Result<void> recovered = recover(tree->ref());
     ASSERT_TRUE(recovered.ok()) << "n=" << n << ": " << recovered.error().what();
@@ -125,7 +128,8 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   EXPECT_EQ(std::move(sys::list_fds(tree->pid())).value().size(), descriptors);
   EXPECT_GT(kills, 50);
   RecordProperty("kills", kills);
-  std::printf("tracer killed %d times in %ld ms\n", kills, static_cast<long>((monotonic_us() - start) / 1000));
+  std::printf("tracer killed %d times in %ld ms\n", kills,
+              static_cast<long>((monotonic_us() - start) / 1000));
 }
 
 TEST(Freeze, StoppedProgramStaysStopped) {
@@ -145,7 +149,8 @@ TEST(Freeze, StoppedProgramStaysStopped) {
     Result<sys::ProcStatus> seen = sys::read_status(tree->pid());
     const std::int64_t start = monotonic_us();
     // Detached threads take a moment to go back to their stop.
-    while (seen.ok() && seen->state != 'T' && monotonic_us() - start < 10'000'000) seen = sys::read_status(tree->pid());
+    while (seen.ok() && seen->state != 'T' && monotonic_us() - start < 10'000'000)
+      seen = sys::read_status(tree->pid());
     ASSERT_TRUE(seen.ok());
     ASSERT_EQ(seen->state, 'T');
   }
@@ -278,9 +283,11 @@ TEST(Freeze, TakesMicroseconds) {
     std::sort(injects.begin(), injects.end());
     std::sort(thaws.begin(), thaws.end());
     std::sort(describes.begin(), describes.end());
-    std::printf("%2d threads: freeze %ld us, arena and 100 calls %ld us, thaw %ld us; describe %ld us (medians)\n",
-                threads + 1, static_cast<long>(stops[10]), static_cast<long>(injects[10]),
-                static_cast<long>(thaws[10]), static_cast<long>(describes[10]));
+    std::printf(
+        "%2d threads: freeze %ld us, arena and 100 calls %ld us, thaw %ld us; describe %ld us "
+        "(medians)\n",
+        threads + 1, static_cast<long>(stops[10]), static_cast<long>(injects[10]),
+        static_cast<long>(thaws[10]), static_cast<long>(describes[10]));
   }
 }
 

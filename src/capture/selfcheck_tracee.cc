@@ -1,6 +1,6 @@
-// A program that verifies itself: every thread repeats one thing that a careless freeze breaks, and adds
-// one to its counter in the shared file argv[1] each time. What is wrong is written there, then abort.
-// argv[2]: how many threads that merely sleep are added.
+// A program that verifies itself: every thread repeats one thing that a careless freeze breaks, and
+// adds one to its counter in the shared file argv[1] each time. What is wrong is written there,
+// then abort. argv[2]: how many threads that merely sleep are added.
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
@@ -131,7 +131,8 @@ void registers() {
   for (int i = 0; i < 4; ++i) std::memset(image.in_x[i], 16 * i + 1, 16);
   check_registers(&image);
   for (std::uint64_t i = 0; i < 13; ++i)
-    if (image.out[i] != 0x11 * (i + 1)) wrong("register", static_cast<long>(i), static_cast<long>(image.out[i]));
+    if (image.out[i] != 0x11 * (i + 1))
+      wrong("register", static_cast<long>(i), static_cast<long>(image.out[i]));
   if (image.flags_before != image.flags_after)
     wrong("flags", static_cast<long>(image.flags_before), static_cast<long>(image.flags_after));
   if (std::memcmp(image.in_x, image.out_x, sizeof image.in_x) != 0) wrong("vector registers", 0, 0);
@@ -151,7 +152,8 @@ void sleeps_nanosleep() {
 void sleeps_clock_nanosleep() {
   Expiry expiry(2'000'000, "clock_nanosleep early");
   timespec t{0, 2'000'000}, left;
-  if (long r = syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &t, &left)) wrong("clock_nanosleep", r, 0);
+  if (long r = syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &t, &left))
+    wrong("clock_nanosleep", r, 0);
 }
 void polls() {
   static int p[2], made = pipe(p);
@@ -267,7 +269,8 @@ void blocks_every_signal() {
   sigpending(&set);
   if (sigismember(&set, SIGURG) || sigismember(&set, SIGWINCH)) wrong("a marker is pending", 0, 0);
 }
-// A handler runs 5,000 times a second in this thread: some of the signals meet the injection of a call.
+// A handler runs 5,000 times a second in this thread: some of the signals meet the injection of a
+// call.
 thread_local volatile std::sig_atomic_t alarms;
 void takes_signals() {
   static thread_local bool armed = false;
@@ -304,7 +307,8 @@ void sleeps_long() {
 int main(int argc, char** argv) {
   if (argc < 3) return 2;
   int fd = open(argv[1], O_RDWR);
-  shared = static_cast<SelfCheck*>(mmap(nullptr, sizeof(SelfCheck), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  shared = static_cast<SelfCheck*>(
+      mmap(nullptr, sizeof(SelfCheck), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
   if (shared == MAP_FAILED) return 2;
   close(fd);
   // The set lives in an IPC namespace of our own: nothing is left behind, however we end.
@@ -324,8 +328,23 @@ int main(int argc, char** argv) {
 
   std::vector<void (*)()> jobs;
   if (!only_sleepers)
-    jobs = {registers, sleeps_nanosleep, sleeps_clock_nanosleep, polls, epolls, epolls_masked, futexes, reads, writes,
-            waits_for_signal, waits_for_semaphore, receives, selects, suspends, wakes, calls, blocks_every_signal,
+    jobs = {registers,
+            sleeps_nanosleep,
+            sleeps_clock_nanosleep,
+            polls,
+            epolls,
+            epolls_masked,
+            futexes,
+            reads,
+            writes,
+            waits_for_signal,
+            waits_for_semaphore,
+            receives,
+            selects,
+            suspends,
+            wakes,
+            calls,
+            blocks_every_signal,
             takes_signals};
   jobs.insert(jobs.end(), static_cast<std::size_t>(sleepers), sleeps_long);
   if (jobs.size() > SelfCheck::jobs_max) return 2;

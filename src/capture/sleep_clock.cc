@@ -1,20 +1,20 @@
-// Problem. A thread sleeps in nanosleep, poll, futex or epoll_wait with a relative timeout. The kernel
-// knows when it ends (a timer, and a restart_block that we can't read); on another kernel the call must be
-// begun again with the time that is left. Never with less: a timeout that comes early is a bug in the
-// program's eyes; a few microseconds more are ordinary.
+// Problem. A thread sleeps in nanosleep, poll, futex or epoll_wait with a relative timeout. The
+// kernel knows when it ends (a timer, and a restart_block that we can't read); on another kernel
+// the call must be begun again with the time that is left. Never with less: a timeout that comes
+// early is a bug in the program's eyes; a few microseconds more are ordinary.
 //
-// Facts. /proc/TID/sched has se.exec_start: the run queue's clock when the thread last ran, which is
-// when it fell asleep. That clock (rq_clock_task) is CLOCK_MONOTONIC-like but leaves out time stolen by a
-// hypervisor or spent in interrupts, and so lags more and more, on each processor differently.
-// /proc/TID/schedstat (third field) counts how many times the thread got a processor.
+// Facts. /proc/TID/sched has se.exec_start: the run queue's clock when the thread last ran, which
+// is when it fell asleep. That clock (rq_clock_task) is CLOCK_MONOTONIC-like but leaves out time
+// stolen by a hypervisor or spent in interrupts, and so lags more and more, on each processor
+// differently. /proc/TID/schedstat (third field) counts how many times the thread got a processor.
 //
 // Way. Before the freeze, while the program runs: on each processor c we are switched in and read
 // our own exec_start, then CLOCK_MONOTONIC: offset[c]. A little too large (the time to read), and
-// what is lost after a thread fell asleep makes it larger still: `exec_start + offset` is never before the
-// true start, so what is left is never too little. Then each thread's call, exec_start and count are read.
-// After the freezer has taken hold the count must have grown by at most one (the freezer's own wake-up):
-// otherwise the thread may have gone through that call and into an equal one, and nothing is said: the
-// restorer then uses the whole timeout.
+// what is lost after a thread fell asleep makes it larger still: `exec_start + offset` is never
+// before the true start, so what is left is never too little. Then each thread's call, exec_start
+// and count are read. After the freezer has taken hold the count must have grown by at most one
+// (the freezer's own wake-up): otherwise the thread may have gone through that call and into an
+// equal one, and nothing is said: the restorer then uses the whole timeout.
 
 #include "capture/sleep_clock.h"
 
@@ -56,9 +56,18 @@ std::optional<std::uint64_t> times_scheduled(pid_t pid, pid_t tid) {
 
 bool may_have_timeout(std::int64_t nr) {
   switch (nr) {
-    case SYS_nanosleep: case SYS_clock_nanosleep: case SYS_poll: case SYS_ppoll:
-    case SYS_select: case SYS_pselect6: case SYS_futex: case SYS_epoll_wait: case SYS_epoll_pwait:
-    case SYS_epoll_pwait2: case SYS_rt_sigtimedwait: case SYS_semtimedop:
+    case SYS_nanosleep:
+    case SYS_clock_nanosleep:
+    case SYS_poll:
+    case SYS_ppoll:
+    case SYS_select:
+    case SYS_pselect6:
+    case SYS_futex:
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case SYS_epoll_pwait2:
+    case SYS_rt_sigtimedwait:
+    case SYS_semtimedop:
     case SYS_restart_syscall:
       return true;
     default:
@@ -66,8 +75,8 @@ bool may_have_timeout(std::int64_t nr) {
   }
 }
 
-// A sleep that was interrupted before (by an earlier freeze, by SIGSTOP) goes on as restart_syscall(2); which call it
-// stands for is told by the function that the thread sleeps in.
+// A sleep that was interrupted before (by an earlier freeze, by SIGSTOP) goes on as
+// restart_syscall(2); which call it stands for is told by the function that the thread sleeps in.
 std::int64_t restarted_call(pid_t pid, pid_t tid, const std::uint64_t (&args)[6]) {
   Result<std::string> stack = read_file(sys::proc_path(pid, tid, "stack"));
   if (!stack.ok()) return -1;
@@ -75,11 +84,13 @@ std::int64_t restarted_call(pid_t pid, pid_t tid, const std::uint64_t (&args)[6]
   if (has("futex")) return SYS_futex;
   if (has("poll")) return SYS_poll;
   if (!has("syscall")) return -1;  // Not readable, or something unknown.
-  // The sleeping functions themselves are left out of a stack (they are the scheduler's), so nothing but the entry is
-  // there. clock_nanosleep's first argument is a clock, nanosleep's a pointer.
+  // The sleeping functions themselves are left out of a stack (they are the scheduler's), so
+  // nothing but the entry is there. clock_nanosleep's first argument is a clock, nanosleep's a
+  // pointer.
   constexpr std::uint64_t clocks_max = 16;
   const auto clock = static_cast<std::int32_t>(args[0]);
-  return args[0] < clocks_max || (clock < 0 && args[0] >> 32 == 0) ? SYS_clock_nanosleep : SYS_nanosleep;
+  return args[0] < clocks_max || (clock < 0 && args[0] >> 32 == 0) ? SYS_clock_nanosleep
+                                                                   : SYS_nanosleep;
 }
 
 }  // namespace
@@ -135,7 +146,8 @@ void SleepSample::confirm() {
 bool SleepSample::speaks_of(const sys::Regs& regs) const {
   if (!confirmed_ || !sys::in_syscall(regs)) return false;
   const std::uint64_t args[6] = {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9};
-  return static_cast<std::int64_t>(regs.orig_rax) == nr_ && std::memcmp(args, args_, sizeof args) == 0;
+  return static_cast<std::int64_t>(regs.orig_rax) == nr_ &&
+         std::memcmp(args, args_, sizeof args) == 0;
 }
 
 std::optional<std::int64_t> SleepSample::asleep_since_ns(const sys::Regs& regs) const {
@@ -143,6 +155,8 @@ std::optional<std::int64_t> SleepSample::asleep_since_ns(const sys::Regs& regs) 
   return since_ns_;
 }
 
-std::int64_t SleepSample::restarted_nr(const sys::Regs& regs) const { return speaks_of(regs) ? restarted_nr_ : -1; }
+std::int64_t SleepSample::restarted_nr(const sys::Regs& regs) const {
+  return speaks_of(regs) ? restarted_nr_ : -1;
+}
 
 }  // namespace godwit::capture

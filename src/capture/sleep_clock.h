@@ -1,4 +1,5 @@
-// Since when does a sleeping thread sleep? Needed to continue relative timeouts elsewhere; see sleep_clock.cc.
+// Since when does a sleeping thread sleep? Needed to continue relative timeouts elsewhere; see
+// sleep_clock.cc.
 #pragma once
 
 #include <sys/types.h>
@@ -14,11 +15,12 @@ namespace godwit::capture {
 // What was seen of one thread while it still slept undisturbed.
 class SleepSample {
  public:
-  // To be called when the thread has been woken by the freezer and traps: whether it ran before, without
-  // our doing, is then seen in the number of times it got a processor.
+  // To be called when the thread has been woken by the freezer and traps: whether it ran before,
+  // without our doing, is then seen in the number of times it got a processor.
   void confirm();
 
-  // The call that restart_syscall(2) continues, if that is what the thread is in and it is the one seen; else -1.
+  // The call that restart_syscall(2) continues, if that is what the thread is in and it is the one
+  // seen; else -1.
   std::int64_t restarted_nr(const sys::Regs& regs) const;
 
   // CLOCK_MONOTONIC; nothing where the sample says nothing about the call that `regs` are in.

@@ -52,7 +52,9 @@ TestTree::~TestTree() {
   }
   if (shared_ != nullptr) ::munmap(shared_, sizeof(SelfCheck));
   // The group is empty a moment after the process has been reaped.
-  for (int i = 0; i < 1000 && !directory_.empty() && ::rmdir(directory_.c_str()) != 0 && errno == EBUSY; ++i) nap();
+  for (int i = 0;
+       i < 1000 && !directory_.empty() && ::rmdir(directory_.c_str()) != 0 && errno == EBUSY; ++i)
+    nap();
 }
 
 Result<TestTree> TestTree::make_group() {
@@ -88,15 +90,18 @@ Result<TestTree> TestTree::start_function(const std::function<void(Ready)>& prog
   }
   writer.reset();
   char byte = 0;
-  if (::read(reader.get(), &byte, 1) != 1) return make_error(Errc::tracee_gone, "the tracee ended at its start");
+  if (::read(reader.get(), &byte, 1) != 1)
+    return make_error(Errc::tracee_gone, "the tracee ended at its start");
   return tree;
 }
 
 Result<TestTree> TestTree::start(int sleepers, bool only_sleepers) {
   TestTree tree = TRY(make_group());
   UniqueFd memory(::memfd_create("selfcheck", MFD_CLOEXEC));
-  if (!memory.valid() || ::ftruncate(memory.get(), sizeof(SelfCheck)) != 0) return os_error("memfd_create");
-  void* at = ::mmap(nullptr, sizeof(SelfCheck), PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
+  if (!memory.valid() || ::ftruncate(memory.get(), sizeof(SelfCheck)) != 0)
+    return os_error("memfd_create");
+  void* at =
+      ::mmap(nullptr, sizeof(SelfCheck), PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
   if (at == MAP_FAILED) return os_error("mmap");
   tree.shared_ = static_cast<SelfCheck*>(at);
   const std::string path = fmt::format("/proc/{}/fd/{}", ::getpid(), memory.get());
@@ -110,13 +115,15 @@ Result<TestTree> TestTree::start(int sleepers, bool only_sleepers) {
     int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd < 3; ++fd) ::dup2(null, fd);
     ::close_range(3, ~0U, 0);
-    ::execl(SELFCHECK_TRACEE, SELFCHECK_TRACEE, path.c_str(), count.c_str(), only_sleepers ? "sleepers" : nullptr,
-            nullptr);
+    ::execl(SELFCHECK_TRACEE, SELFCHECK_TRACEE, path.c_str(), count.c_str(),
+            only_sleepers ? "sleepers" : nullptr, nullptr);
     ::_exit(127);
   }
   for (std::int64_t start = monotonic_us(); tree.shared_->jobs == 0; nap()) {
-    if (::waitpid(tree.pid_, nullptr, WNOHANG) != 0) return make_error(Errc::tracee_gone, "the tracee ended at its start");
-    if (monotonic_us() - start > limit_us) return make_error(Errc::timeout, "the tracee doesn't start");
+    if (::waitpid(tree.pid_, nullptr, WNOHANG) != 0)
+      return make_error(Errc::tracee_gone, "the tracee ended at its start");
+    if (monotonic_us() - start > limit_us)
+      return make_error(Errc::timeout, "the tracee doesn't start");
   }
   return tree;
 }
@@ -131,7 +138,8 @@ std::string TestTree::complaint() const {
   if (shared_ != nullptr && shared_->error[0] != '\0') return shared_->error;
   // WNOWAIT: the destructor reaps.
   siginfo_t info{};
-  if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid_)
+  if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+      info.si_pid == pid_)
     return fmt::format("the tracee ended with code {} status {}", info.si_code, info.si_status);
   return "";
 }
@@ -142,12 +150,14 @@ Result<void> TestTree::await_beats() {
   for (std::size_t i = 0; i < jobs; ++i) before[i] = shared_->beats[i];
   const std::int64_t start = monotonic_us();
   for (std::size_t i = 0; i < jobs;) {
-    if (std::string wrong = complaint(); !wrong.empty()) return make_error(Errc::internal, "{}", wrong);
+    if (std::string wrong = complaint(); !wrong.empty())
+      return make_error(Errc::internal, "{}", wrong);
     if (shared_->beats[i] > before[i]) {
       ++i;
       continue;
     }
-    if (monotonic_us() - start > limit_us) return make_error(Errc::timeout, "thread {} of the tracee hangs", i);
+    if (monotonic_us() - start > limit_us)
+      return make_error(Errc::timeout, "thread {} of the tracee hangs", i);
     nap();
   }
   return {};

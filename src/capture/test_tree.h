@@ -13,8 +13,8 @@ class TestTree {
  public:
   // With `only_sleepers`: `sleepers` threads in nanosleep, nothing else.
   static Result<TestTree> start(int sleepers = 0, bool only_sleepers = false);
-  // `program` runs in a process forked from the test; it calls Ready when it is set up. Its own descriptors
-  // are /dev/null as 0, 1, 2.
+  // `program` runs in a process forked from the test; it calls Ready when it is set up. Its own
+  // descriptors are /dev/null as 0, 1, 2.
   using Ready = std::function<void()>;
   static Result<TestTree> start_function(const std::function<void(Ready)>& program);
   TestTree(TestTree&&) noexcept;

@@ -23,7 +23,8 @@ namespace {
 
 constexpr std::size_t id_prefix_min = 4;
 
-// The operation of a capsule that comes from another node, and how long another one waits for its end.
+// The operation of a capsule that comes from another node, and how long another one waits for its
+// end.
 constexpr const char* arrival = "migrated here";
 constexpr std::chrono::seconds arrival_end_max{10};
 

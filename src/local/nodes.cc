@@ -199,7 +199,8 @@ Result<void> await_daemon(const ClusterState& cluster, const NodeId& node) {
     if (daemon_answers(cluster.name, node)) return true;
     if (daemon_pid(cluster.name, node) != 0) return false;
     // The node's PID 1 writes the reason to the log, then removes the file.
-    bool reason_to_come = std::filesystem::exists(node_run_dir(cluster.name, node) + "/godwitd.pid");
+    bool reason_to_come =
+        std::filesystem::exists(node_run_dir(cluster.name, node) + "/godwitd.pid");
     if (reason_to_come && init_pid(cluster.name, node) != 0) return false;
     return make_error(Errc::internal, "{} has ended; the end of its log:\n{}", what,
                       log_tail(daemon_log(cluster.name, node)));

@@ -46,7 +46,8 @@ std::string way_to(const image::Capsule& image, const image::PrivateFile& file,
     auto pid = node_pids.find(process.pid());
     if (pid == node_pids.end()) continue;
     for (const image::Fd& fd : process.fds())
-      if (open_files.contains(fd.file())) return fmt::format("/proc/{}/fd/{}", pid->second, fd.fd());
+      if (open_files.contains(fd.file()))
+        return fmt::format("/proc/{}/fd/{}", pid->second, fd.fd());
     std::set<std::uint32_t> refs;
     for (const image::FileRef& ref : process.mm().mapped())
       if (ref.where() == image::FileRef::PRIVATE && ref.private_file() == file.id())
@@ -115,8 +116,9 @@ Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& n
   for (image::PrivateFile& file : *image.mutable_private_files()) {
     std::string way = way_to(image, file, root_, node_pids);
     if (way.empty())
-      return make_error(Errc::internal, "private file {} ({}) is held by nothing", file.id(), file.path());
-    struct stat st{};
+      return make_error(Errc::internal, "private file {} ({}) is held by nothing", file.id(),
+                        file.path());
+    struct stat st {};
     if (::stat(way.c_str(), &st) != 0) return os_error(fmt::format("stat({})", way));
     fill(file, st);
     Key key{st.st_dev, st.st_ino, ""};
@@ -134,13 +136,14 @@ Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& n
 
 Result<void> CapsuleFiles::add_entry(image::Capsule& image, int dir, const std::string& path,
                                      const std::string& name, int depth) {
-  struct stat st{};
+  struct stat st {};
   if (::fstatat(dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
     if (errno == ENOENT) return {};
     return os_error(fmt::format("fstatat({}/{})", path, name));
   }
   if (static_cast<std::size_t>(image.private_files_size()) >= files_max)
-    return make_error(Errc::refused, "more than {} files in the capsule's /tmp and /dev/shm", files_max);
+    return make_error(Errc::refused, "more than {} files in the capsule's /tmp and /dev/shm",
+                      files_max);
   std::string full = path + "/" + name;
   Key object{st.st_dev, st.st_ino, ""};
   auto present = in_image_.find(object);
@@ -181,7 +184,8 @@ Result<void> CapsuleFiles::add_entry(image::Capsule& image, int dir, const std::
   return walk(image, sub.get(), full, depth + 1);
 }
 
-Result<void> CapsuleFiles::walk(image::Capsule& image, int dir, const std::string& path, int depth) {
+Result<void> CapsuleFiles::walk(image::Capsule& image, int dir, const std::string& path,
+                                int depth) {
   if (depth > depth_max)
     return make_error(Errc::refused, "{}: directories nest deeper than {}", path, depth_max);
   UniqueFd own(::openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -232,7 +236,7 @@ Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& imag
   for (const char* tree : {"/tmp", "/dev/shm"}) {
     UniqueFd dir(::open((root_ + tree).c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!dir.valid()) return os_error(fmt::format("open({}{})", root_, tree));
-    struct statfs fs{};
+    struct statfs fs {};
     if (::fstatfs(dir.get(), &fs) != 0) return os_error(fmt::format("fstatfs({}{})", root_, tree));
     // tmpfs doesn't stamp a file that is written through a mapping.
     trust_times_ = fs.f_type != TMPFS_MAGIC;

@@ -2,8 +2,9 @@
 // files, shared anonymous memory. They travel with it.
 //
 // Capturing a tree finds what processes have open or mapped. This adds the rest of the private
-// directories, gives every object one id for the whole migration (ids name the spaces of contents, and
-// the target keeps what it made under them), and says which contents need not be looked at again.
+// directories, gives every object one id for the whole migration (ids name the spaces of contents,
+// and the target keeps what it made under them), and says which contents need not be looked at
+// again.
 //
 // The program may rename and link while we walk: every step goes by openat without following links,
 // and what vanishes under us is simply not there; the walk in the freeze is exact.
@@ -35,22 +36,23 @@ class CapsuleFiles {
   // `root`: where the capsule's "/" is reached from here ("/proc/PID/root").
   explicit CapsuleFiles(std::string root) : root_(std::move(root)) {}
 
-  // Completes image.private_files and renames ids, so that an object has the same id in every image.
-  // The answer: ids whose content has not changed since the collection before; they need no round.
-  // ENOENT: the program removed a file since it was described; describe again.
+  // Completes image.private_files and renames ids, so that an object has the same id in every
+  // image. The answer: ids whose content has not changed since the collection before; they need no
+  // round. ENOENT: the program removed a file since it was described; describe again.
   Result<std::map<std::uint32_t, bool>> collect(image::Capsule& image, const PidMap& node_pids);
 
   // The content, O_RDONLY. Of an id of the last collection.
   Result<UniqueFd> open(std::uint32_t id) const;
 
  private:
-  using Key = std::tuple<std::uint64_t, std::uint64_t, std::string>;  // Device, inode, extra link's path.
+  using Key =
+      std::tuple<std::uint64_t, std::uint64_t, std::string>;  // Device, inode, extra link's path.
   struct Known {
     std::uint32_t id = 0;
     std::uint64_t size = 0;
     std::int64_t mtime_ns = 0;
     std::int64_t ctime_ns = 0;
-    std::int64_t seen_ns = 0;   // CLOCK_REALTIME of the look at it.
+    std::int64_t seen_ns = 0;  // CLOCK_REALTIME of the look at it.
     std::uint64_t generation = 0;
     bool unchanged = false;
   };

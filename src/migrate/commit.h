@@ -4,7 +4,8 @@
 //
 //   source journal:  attempting -> given_up -> released      target record:  offered -> granted
 //                    attempting -> kept                                      offered -> refused
-//                    given_up   -> kept   (only after `refused`)             offered -> draining -> granted
+//                    given_up   -> kept   (only after `refused`)             offered -> draining ->
+//                    granted
 //
 // 1. The source records given_up before it sends the grant. Until then it may always keep its copy.
 // 2. The target records granted, durably, before the first instruction; refused is as durable, and
@@ -35,9 +36,9 @@ enum class TargetState : std::uint32_t { offered = 1, granted = 2, refused = 3, 
 
 // What a target says about an epoch.
 enum class Answer : std::uint32_t {
-  running = 1,  // Granted here; it runs, ran to its end, or has moved on.
-  refused = 2,  // Recorded: this epoch never started here and never will.
-  lost = 3,     // Granted here, then the node rebooted: the copy is gone, it had run.
+  running = 1,   // Granted here; it runs, ran to its end, or has moved on.
+  refused = 2,   // Recorded: this epoch never started here and never will.
+  lost = 3,      // Granted here, then the node rebooted: the copy is gone, it had run.
   draining = 4,  // It runs here and needs pages that are still on the source.
 };
 

@@ -34,8 +34,10 @@ bool caches_per_node(long fs_type) {
     case V9FS_MAGIC:
     case lustre_magic:
     case gpfs_magic:
-    case beegfs_magic: return true;
-    default: return false;
+    case beegfs_magic:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -68,14 +70,14 @@ bool FileIdentity::shared(const std::string& path) const {
 
 Result<std::uint64_t> FileIdentity::content_hash(const std::string& host_path) {
   UniqueFd fd = TRY(open_fd(host_path, O_RDONLY));
-  struct stat st{};
+  struct stat st {};
   if (::fstat(fd.get(), &st) != 0) return os_error(fmt::format("fstat({})", host_path));
   Key key{st.st_dev, st.st_ino, st.st_size, to_ns(st.st_mtim), to_ns(st.st_ctim)};
   auto known = hashes_.find(key);
   if (known != hashes_.end()) return known->second;
 
   std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
-                                                                &XXH3_freeState);
+                                                                 &XXH3_freeState);
   INVARIANT(state != nullptr && XXH3_64bits_reset(state.get()) == XXH_OK);
   std::vector<std::byte> buffer(read_bytes);
   while (true) {
@@ -96,7 +98,7 @@ Result<void> FileIdentity::identify(image::Capsule& capsule, std::vector<std::st
   for_each_ref(capsule, [&](image::FileRef& ref) {
     if (!outcome.ok() || ref.where() != image::FileRef::SHARED) return;
     std::string host_path = root_ + ref.path();
-    struct stat st{};
+    struct stat st {};
     if (::stat(host_path.c_str(), &st) != 0) {
       outcome = os_error(fmt::format("stat({})", ref.path()));
       return;
@@ -130,8 +132,9 @@ Result<void> FileIdentity::flush_shared(const image::Capsule& capsule) {
         !flushed.insert(ref.path()).second)
       return {};
     std::string host_path = root_ + ref.path();
-    struct statfs fs{};
-    if (::statfs(host_path.c_str(), &fs) != 0) return os_error(fmt::format("statfs({})", ref.path()));
+    struct statfs fs {};
+    if (::statfs(host_path.c_str(), &fs) != 0)
+      return os_error(fmt::format("statfs({})", ref.path()));
     if (!caches_per_node(static_cast<long>(fs.f_type))) return {};
     UniqueFd fd = TRY(open_fd(host_path, O_RDONLY));
     if (::fsync(fd.get()) != 0) return os_error(fmt::format("fsync({})", ref.path()));
@@ -156,7 +159,7 @@ Result<void> FileIdentity::compare(const image::Capsule& capsule,
   auto check = [&](const image::FileRef& ref) -> Result<void> {
     if (ref.where() != image::FileRef::SHARED || !seen.insert(ref.path()).second) return {};
     std::string host_path = root_ + ref.path();
-    struct stat st{};
+    struct stat st {};
     if (::stat(host_path.c_str(), &st) != 0) {
       if (errno != ENOENT && errno != ENOTDIR) return os_error(fmt::format("stat({})", ref.path()));
       reasons.push_back(fmt::format("{} does not exist on the target", ref.path()));

@@ -6,8 +6,8 @@
 //   systems, so that the target doesn't see older content than the program wrote;
 // - elsewhere: by size and xxh3-64 of the whole content, if nothing in the capsule can write it;
 // - elsewhere and writable: never. The program would go on writing another file.
-// Hashes are kept per (device, inode, size, mtime, ctime) for the life of the worker; reading runs at
-// memory speed when the file is in the page cache, as mapped libraries are.
+// Hashes are kept per (device, inode, size, mtime, ctime) for the life of the worker; reading runs
+// at memory speed when the file is in the page cache, as mapped libraries are.
 #pragma once
 
 #include <cstdint>

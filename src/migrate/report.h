@@ -14,8 +14,8 @@
 
 namespace godwit::migrate {
 
-// News for the daemon. It may be gone; what must be known is in the records, so sending never fails.
-// Any thread.
+// News for the daemon. It may be gone; what must be known is in the records, so sending never
+// fails. Any thread.
 class EventSink {
  public:
   explicit EventSink(WorkerChannel& channel) : channel_(channel) {}
@@ -30,8 +30,8 @@ class EventSink {
   bool daemon_gone_ = false;
 };
 
-// Also the sign of life: godwitd takes a worker that is silent for long for dead. Progress goes out with
-// every phase and from a thread of its own in between, however long a round takes.
+// Also the sign of life: godwitd takes a worker that is silent for long for dead. Progress goes out
+// with every phase and from a thread of its own in between, however long a round takes.
 class Reporter {
  public:
   static constexpr std::int64_t tick_ms = 500;

@@ -1,13 +1,15 @@
 // When to stop pre-copy rounds, and what then. Pure.
 //
-// With dirty rate D and bandwidth B, a round that sends R bytes leaves about R * D/B dirty ones: rounds
-// shrink geometrically while D < B. The best moment to freeze is when the rest fits into the
-// downtime target at B; waiting longer only costs bandwidth. If rounds stop shrinking (D near B, or a
-// working set that is written all the time), no number of rounds helps: then the rest goes by post-copy
-// (auto, hybrid), or is sent frozen (precopy, which promises no remote page faults afterwards).
+// With dirty rate D and bandwidth B, a round that sends R bytes leaves about R * D/B dirty ones:
+// rounds shrink geometrically while D < B. The best moment to freeze is when the rest fits into the
+// downtime target at B; waiting longer only costs bandwidth. If rounds stop shrinking (D near B, or
+// a working set that is written all the time), no number of rounds helps: then the rest goes by
+// post-copy (auto, hybrid), or is sent frozen (precopy, which promises no remote page faults
+// afterwards).
 //
 // D is measured by what the last round found written, over the time in which it was written. B is
-// measured on the last round that sent enough to tell (small rounds measure latency, not bandwidth).
+// measured on the last round that sent enough to tell (small rounds measure latency, not
+// bandwidth).
 #pragma once
 
 #include <cstdint>
@@ -33,7 +35,8 @@ struct RoundDecision {
 class RoundPolicy {
  public:
   static constexpr int rounds_max = 30;
-  // A round must leave less than this fraction of what the one before left, or rounds are of no use.
+  // A round must leave less than this fraction of what the one before left, or rounds are of no
+  // use.
   static constexpr double shrink_max = 0.8;
   static constexpr std::int64_t default_downtime_target_us = 10'000;
   // Below this many bytes a round is all latency; B comes from a larger one.

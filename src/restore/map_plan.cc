@@ -10,7 +10,8 @@ namespace godwit::restore {
 namespace {
 
 std::string key_of(const image::FileRef& file) {
-  if (file.where() == image::FileRef::PRIVATE) return fmt::format("private:{}", file.private_file());
+  if (file.where() == image::FileRef::PRIVATE)
+    return fmt::format("private:{}", file.private_file());
   return "path:" + file.path();
 }
 
@@ -27,7 +28,8 @@ std::uint64_t offset_at(const image::Vma& vma, std::uint64_t address) {
 bool same_backing(const VmaList& have, const image::Vma& a, const VmaList& want,
                   const image::Vma& b, std::uint64_t address) {
   // None can be changed on a mapping that exists.
-  constexpr std::uint64_t fixed_flags = image::VMA_NORESERVE | image::VMA_SYNC | image::VMA_MAYWRITE;
+  constexpr std::uint64_t fixed_flags =
+      image::VMA_NORESERVE | image::VMA_SYNC | image::VMA_MAYWRITE;
   constexpr std::uint64_t thp_flags = image::VMA_HUGEPAGE | image::VMA_NOHUGEPAGE;
   if (a.kind() != b.kind() || a.shared() != b.shared() || a.growsdown() != b.growsdown() ||
       a.shmem() != b.shmem() || ((a.flags() ^ b.flags()) & fixed_flags) != 0) {
@@ -53,8 +55,12 @@ class Sweep {
     std::size_t i = 0, j = 0;
     std::uint64_t h = hs.empty() ? 0 : hs[0]->start();  // From where hs[i] is still to be treated.
     std::uint64_t w = ws.empty() ? 0 : ws[0]->start();
-    auto next_h = [&] { if (++i < hs.size()) h = hs[i]->start(); };
-    auto next_w = [&] { if (++j < ws.size()) w = ws[j]->start(); };
+    auto next_h = [&] {
+      if (++i < hs.size()) h = hs[i]->start();
+    };
+    auto next_w = [&] {
+      if (++j < ws.size()) w = ws[j]->start();
+    };
     while (i < hs.size() || j < ws.size()) {
       if (j == ws.size() || (i < hs.size() && hs[i]->end() <= w)) {
         unmap(h, hs[i]->end());

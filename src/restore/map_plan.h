@@ -2,7 +2,8 @@
 //
 // A skeleton's mappings are made before the freeze; at the freeze only the difference between the
 // list at that time and the final one is applied. Programs with 10,000 mappings rarely change more
-// than a few of them within a second, so the walk over equal pairs is what counts: about 20 ns each.
+// than a few of them within a second, so the walk over equal pairs is what counts: about 20 ns
+// each.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,8 @@ class VmaList {
   const std::string& file_key(const image::Vma& vma) const;
 
  private:
-  std::vector<const image::Vma*> vmas_;        // Without VDSO, VVAR, VVAR_VCLOCK.
-  std::vector<const image::FileRef*> files_;   // By FileRef id; id 0 is "no file".
+  std::vector<const image::Vma*> vmas_;       // Without VDSO, VVAR, VVAR_VCLOCK.
+  std::vector<const image::FileRef*> files_;  // By FileRef id; id 0 is "no file".
   std::vector<std::string> keys_;
 };
 

@@ -17,7 +17,8 @@ namespace {
 // Flags that mean something at open only; F_GETFL of an O_TMPFILE file shows O_TMPFILE.
 constexpr int creation_flags = O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY;
 
-constexpr int kernel_largefile = 0100000;  // O_LARGEFILE is 0 for 64-bit programs, but not in F_GETFL.
+constexpr int kernel_largefile =
+    0100000;  // O_LARGEFILE is 0 for 64-bit programs, but not in F_GETFL.
 
 bool is_controlling_tty(const image::OpenFile& file) {
   return file.kind() == image::OpenFile::DEVICE && file.ref().path() == "/dev/tty";
@@ -30,8 +31,9 @@ std::map<std::uint32_t, const image::OpenFile*> by_id(const image::Capsule& caps
 }
 
 std::string describe(const image::OpenFile& file) {
-  return fmt::format("open file {} ({})", file.id(),
-                     file.ref().path().empty() ? image::OpenFile::Kind_Name(file.kind()) : file.ref().path());
+  return fmt::format(
+      "open file {} ({})", file.id(),
+      file.ref().path().empty() ? image::OpenFile::Kind_Name(file.kind()) : file.ref().path());
 }
 
 }  // namespace
@@ -45,9 +47,10 @@ Result<UniqueFd> OpenFiles::open_ref(const image::FileRef& ref, int flags) const
   struct stat st {};
   if (fstat(fd.get(), &st) != 0) return os_error(fmt::format("fstat({})", ref.path()));
   // `migrate` has compared contents; this catches what was replaced since.
-  if (S_ISREG(st.st_mode) && ref.size() != 0 && static_cast<std::uint64_t>(st.st_size) != ref.size()) {
-    return make_error(Errc::refused, "{} has {} bytes here and {} on the source", ref.path(), st.st_size,
-                      ref.size());
+  if (S_ISREG(st.st_mode) && ref.size() != 0 &&
+      static_cast<std::uint64_t>(st.st_size) != ref.size()) {
+    return make_error(Errc::refused, "{} has {} bytes here and {} on the source", ref.path(),
+                      st.st_size, ref.size());
   }
   return fd;
 }
@@ -90,11 +93,13 @@ Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file) {
       if ((now & O_ACCMODE) != (flags & O_ACCMODE)) {
         return make_error(Errc::refused, "access mode {:#o} was {:#o} on the source", now, flags);
       }
-      if (fcntl(fd.get(), F_SETFL, flags & settable & ~O_ASYNC) != 0) return os_error("fcntl(F_SETFL)");
+      if (fcntl(fd.get(), F_SETFL, flags & settable & ~O_ASYNC) != 0)
+        return os_error("fcntl(F_SETFL)");
       return fd;
     }
     case image::OpenFile::O_PATH_FD:
-      return open_in_root(root_fd_, file.ref().path(), O_PATH | (flags & (O_DIRECTORY | O_NOFOLLOW)));
+      return open_in_root(root_fd_, file.ref().path(),
+                          O_PATH | (flags & (O_DIRECTORY | O_NOFOLLOW)));
     default:
       return make_error(Errc::unsupported, "kind {}", static_cast<int>(file.kind()));
   }
@@ -109,10 +114,10 @@ Result<void> OpenFiles::open_all(const image::Capsule& capsule) {
   return {};
 }
 
-// The channel stands at a number that the program doesn't use: not above its highest, which may be the
-// last one that RLIMIT_NOFILE allows. Received descriptors get the lowest numbers beside it; sorted by
-// their lowest wanted number, each wanted number is at least the received one, so moving the highest
-// first never hits one that is to move yet.
+// The channel stands at a number that the program doesn't use: not above its highest, which may be
+// the last one that RLIMIT_NOFILE allows. Received descriptors get the lowest numbers beside it;
+// sorted by their lowest wanted number, each wanted number is at least the received one, so moving
+// the highest first never hits one that is to move yet.
 Result<void> OpenFiles::install(Skeleton& skeleton, const image::Process& process,
                                 const image::Capsule& capsule) {
   std::map<std::uint32_t, const image::OpenFile*> files = by_id(capsule);
@@ -120,8 +125,8 @@ Result<void> OpenFiles::install(Skeleton& skeleton, const image::Process& proces
   std::set<int> used;
   for (const image::Fd& fd : process.fds()) {
     if (!files.contains(fd.file())) {
-      return make_error(Errc::invalid, "descriptor {} is of open file {}, which the image lacks", fd.fd(),
-                        fd.file());
+      return make_error(Errc::invalid, "descriptor {} is of open file {}, which the image lacks",
+                        fd.fd(), fd.file());
     }
     wanted[fd.file()].push_back(&fd);
     used.insert(fd.fd());
@@ -137,7 +142,8 @@ Result<void> OpenFiles::install(Skeleton& skeleton, const image::Process& proces
     auto ours = opened_.find(id);
     if (ours != opened_.end()) moves.push_back({fds.front(), &fds, ours->second.get()});
   }
-  std::sort(moves.begin(), moves.end(), [](auto& a, auto& b) { return a.first->fd() < b.first->fd(); });
+  std::sort(moves.begin(), moves.end(),
+            [](auto& a, auto& b) { return a.first->fd() < b.first->fd(); });
   std::vector<int> raw;
   for (const Move& m : moves) raw.push_back(m.ours);
   int channel = 0;
@@ -181,7 +187,8 @@ Result<void> OpenFiles::install_terminal(Skeleton& skeleton, const image::Proces
     Batch b = skeleton.batch();
     b.about("controlling terminal");
     b.call(SYS_ioctl, "ioctl(TIOCSCTTY)", {u(terminal->fd()), TIOCSCTTY, 0});
-    b.call(SYS_ioctl, "ioctl(TIOCSPGRP)", {u(terminal->fd()), TIOCSPGRP, b.put_value<std::int32_t>(process.pgid())});
+    b.call(SYS_ioctl, "ioctl(TIOCSPGRP)",
+           {u(terminal->fd()), TIOCSPGRP, b.put_value<std::int32_t>(process.pgid())});
     TRY(skeleton.run(b));
   }
   for (const image::Fd& fd : process.fds()) {
@@ -190,13 +197,15 @@ Result<void> OpenFiles::install_terminal(Skeleton& skeleton, const image::Proces
     if (std::any_of(process.fds().begin(), process.fds().end(), [&](const image::Fd& other) {
           return other.file() == fd.file() && other.fd() != fd.fd();
         })) {
-      return make_error(Errc::unsupported, "descriptor {}: several descriptors of one /dev/tty", fd.fd());
+      return make_error(Errc::unsupported, "descriptor {}: several descriptors of one /dev/tty",
+                        fd.fd());
     }
     Batch b = skeleton.batch();
     b.about(fmt::format("descriptor {} (/dev/tty)", fd.fd()));
-    std::size_t opened = b.call(SYS_openat, "openat",
-                                {u(AT_FDCWD), b.put_string("/dev/tty"),
-                                 (file.flags() & ~u(creation_flags)) | (fd.cloexec() ? O_CLOEXEC : 0)});
+    std::size_t opened =
+        b.call(SYS_openat, "openat",
+               {u(AT_FDCWD), b.put_string("/dev/tty"),
+                (file.flags() & ~u(creation_flags)) | (fd.cloexec() ? O_CLOEXEC : 0)});
     TRY(skeleton.run(b));
     std::int64_t at = b.result(opened);
     if (at == fd.fd()) continue;
@@ -224,10 +233,12 @@ Result<void> OpenFiles::add_owners(Batch& b, const image::Process& process,
       b.call(SYS_fcntl, "fcntl(F_SETOWN_EX)", {number, F_SETOWN_EX, b.put_value(owner)});
     }
     if (f.owner_signal() != 0) {
-      b.call(SYS_fcntl, "fcntl(F_SETSIG)", {number, F_SETSIG, static_cast<std::uint64_t>(f.owner_signal())});
+      b.call(SYS_fcntl, "fcntl(F_SETSIG)",
+             {number, F_SETSIG, static_cast<std::uint64_t>(f.owner_signal())});
     }
     if ((f.flags() & O_ASYNC) != 0) {
-      b.call(SYS_fcntl, "fcntl(F_SETFL)", {number, F_SETFL, f.flags() & ~std::uint64_t{creation_flags}});
+      b.call(SYS_fcntl, "fcntl(F_SETFL)",
+             {number, F_SETFL, f.flags() & ~std::uint64_t{creation_flags}});
     }
   }
   return {};

@@ -1,6 +1,6 @@
 // Open files and descriptors of a skeleton. Descriptions are opened by us (through the capsule's
-// root), get their offsets and flags here, and travel into the skeleton over its channel; there each
-// goes to its number. A description that several descriptors share is opened once.
+// root), get their offsets and flags here, and travel into the skeleton over its channel; there
+// each goes to its number. A description that several descriptors share is opened once.
 #pragma once
 
 #include <map>
@@ -25,9 +25,11 @@ class OpenFiles {
   // there yet.
   Result<void> open_all(const image::Capsule& capsule);
   // Puts the descriptors of a process at their numbers; everything else but the channel is closed.
-  Result<void> install(Skeleton& skeleton, const image::Process& process, const image::Capsule& capsule);
+  Result<void> install(Skeleton& skeleton, const image::Process& process,
+                       const image::Capsule& capsule);
   // What must be done with the program's own credentials: F_SETOWN remembers them.
-  Result<void> add_owners(Batch& batch, const image::Process& process, const image::Capsule& capsule) const;
+  Result<void> add_owners(Batch& batch, const image::Process& process,
+                          const image::Capsule& capsule) const;
   // From here the program is the only one that has them open.
   void close_all() { opened_.clear(); }
 

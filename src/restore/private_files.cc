@@ -48,12 +48,14 @@ Result<Place> place_of(int root_fd, const std::string& path) {
 
 std::string proc_fd(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
 
-// The object behind a MAP_SHARED | MAP_ANONYMOUS mapping, as a descriptor: what /proc/PID/maps calls
+// The object behind a MAP_SHARED | MAP_ANONYMOUS mapping, as a descriptor: what /proc/PID/maps
+// calls
 // "/dev/zero (deleted)". A memfd would do as well but would show another name.
 Result<UniqueFd> make_shared_memory(std::uint64_t size) {
   std::size_t bytes = (size + 4095) & ~std::size_t{4095};
   if (bytes == 0) return make_error(Errc::invalid, "shared memory of size 0");
-  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                  MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return os_error(fmt::format("mmap(shared, {})", bytes));
   auto from = reinterpret_cast<std::uintptr_t>(at);
   auto fd = open_fd(fmt::format("/proc/self/map_files/{:x}-{:x}", from, from + bytes), O_RDWR);
@@ -93,8 +95,10 @@ Result<void> PrivateFiles::sync(const image::Capsule& capsule) {
   std::sort(known.begin(), known.end(), [](auto* a, auto* b) { return a->at > b->at; });
   for (Entry* e : known) {
     auto want = wanted.find(e->file.id());
-    if (want == wanted.end()) TRY(remove(*e));
-    else TRY(leave_place(*e, *want->second).with(fmt::format("private file {}", e->file.id())));
+    if (want == wanted.end())
+      TRY(remove(*e));
+    else
+      TRY(leave_place(*e, *want->second).with(fmt::format("private file {}", e->file.id())));
   }
   std::erase_if(entries_, [&](const auto& e) { return !wanted.contains(e.first); });
   for (const image::PrivateFile* f : order) {
@@ -110,21 +114,31 @@ Result<void> PrivateFiles::make(const image::PrivateFile& file) {
   entry.file = file;
   if (file.kind() == image::PrivateFile::PATH) entry.at = file.path();
   switch (file.kind()) {
-    case image::PrivateFile::PATH: entry.fd = TRY(make_at_path(file)); break;
-    case image::PrivateFile::UNLINKED: entry.fd = TRY(make_unlinked(file)); break;
-    case image::PrivateFile::MEMFD: entry.fd = TRY(make_memfd(file)); break;
-    case image::PrivateFile::SHMEM: entry.fd = TRY(make_shared_memory(file.size())); break;
-    default: return make_error(Errc::unsupported, "unknown kind {}", static_cast<int>(file.kind()));
+    case image::PrivateFile::PATH:
+      entry.fd = TRY(make_at_path(file));
+      break;
+    case image::PrivateFile::UNLINKED:
+      entry.fd = TRY(make_unlinked(file));
+      break;
+    case image::PrivateFile::MEMFD:
+      entry.fd = TRY(make_memfd(file));
+      break;
+    case image::PrivateFile::SHMEM:
+      entry.fd = TRY(make_shared_memory(file.size()));
+      break;
+    default:
+      return make_error(Errc::unsupported, "unknown kind {}", static_cast<int>(file.kind()));
   }
   TRY(grow(entry, file));
   entries_[file.id()] = std::move(entry);
   return {};
 }
 
-// Pages of a private mapping are written before the file is finished, and behind the end of the file
-// there is nothing that could be written to. Only ever longer: cutting it off comes last.
+// Pages of a private mapping are written before the file is finished, and behind the end of the
+// file there is nothing that could be written to. Only ever longer: cutting it off comes last.
 Result<void> PrivateFiles::grow(const Entry& entry, const image::PrivateFile& file) {
-  if (file.kind() == image::PrivateFile::SHMEM || file.nlink_of() != 0 || file.size() == 0) return {};
+  if (file.kind() == image::PrivateFile::SHMEM || file.nlink_of() != 0 || file.size() == 0)
+    return {};
   struct stat now {};
   if (fstat(entry.fd.get(), &now) != 0) return os_error("fstat");
   if (!S_ISREG(now.st_mode) || static_cast<std::uint64_t>(now.st_size) >= file.size()) return {};
@@ -157,11 +171,18 @@ Result<UniqueFd> PrivateFiles::make_at_path(const image::PrivateFile& file) {
       if (!fd) return os_error(fmt::format("openat({}, O_CREAT | O_EXCL)", file.path()));
       return fd;
     }
-    case S_IFDIR: made = mkdirat(parent, leaf, 0700); break;
-    case S_IFLNK: made = symlinkat(file.symlink_target().c_str(), parent, leaf); break;
+    case S_IFDIR:
+      made = mkdirat(parent, leaf, 0700);
+      break;
+    case S_IFLNK:
+      made = symlinkat(file.symlink_target().c_str(), parent, leaf);
+      break;
     case S_IFIFO:
-    case S_IFSOCK: made = mknodat(parent, leaf, (file.mode() & S_IFMT) | 0600, 0); break;
-    default: return make_error(Errc::unsupported, "a file of mode {:#o}", file.mode());
+    case S_IFSOCK:
+      made = mknodat(parent, leaf, (file.mode() & S_IFMT) | 0600, 0);
+      break;
+    default:
+      return make_error(Errc::unsupported, "a file of mode {:#o}", file.mode());
   }
   if (made != 0) return os_error(fmt::format("making {} (mode {:#o})", file.path(), file.mode()));
   return open2(parent, place.leaf, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH);
@@ -192,7 +213,9 @@ Result<void> PrivateFiles::leave_place(Entry& entry, const image::PrivateFile& f
   const image::PrivateFile& had = entry.file;
   bool was_path = had.kind() == image::PrivateFile::PATH;
   bool same_kind = had.kind() == file.kind() && (had.mode() & S_IFMT) == (file.mode() & S_IFMT);
-  if (same_kind && !was_path && (file.kind() != image::PrivateFile::SHMEM || had.size() == file.size())) return {};
+  if (same_kind && !was_path &&
+      (file.kind() != image::PrivateFile::SHMEM || had.size() == file.size()))
+    return {};
   if (same_kind && was_path && had.nlink_of() == file.nlink_of() &&
       had.symlink_target() == file.symlink_target()) {
     if (entry.at == file.path()) return {};
@@ -210,7 +233,8 @@ Result<void> PrivateFiles::leave_place(Entry& entry, const image::PrivateFile& f
 }
 
 Result<void> PrivateFiles::take_place(Entry& entry, const image::PrivateFile& file) {
-  if (file.kind() == image::PrivateFile::PATH && entry.at != file.path()) TRY(move(entry, file.path()));
+  if (file.kind() == image::PrivateFile::PATH && entry.at != file.path())
+    TRY(move(entry, file.path()));
   entry.file = file;
   return grow(entry, file);
 }
@@ -219,7 +243,8 @@ Result<void> PrivateFiles::move(Entry& entry, const std::string& to_path) {
   Place from = TRY(place_of(root_fd_, entry.at));
   Place to = TRY(place_of(root_fd_, to_path));
   constexpr unsigned no_replace = 1;  // RENAME_NOREPLACE
-  if (syscall(SYS_renameat2, from.parent.get(), from.leaf.c_str(), to.parent.get(), to.leaf.c_str(), no_replace) != 0) {
+  if (syscall(SYS_renameat2, from.parent.get(), from.leaf.c_str(), to.parent.get(), to.leaf.c_str(),
+              no_replace) != 0) {
     return os_error(fmt::format("renameat2({}, {})", entry.at, to_path));
   }
   entry.at = to_path;
@@ -241,10 +266,12 @@ Result<void> PrivateFiles::finish(const image::Capsule& capsule) {
   // Children before their directories, whose times they would change.
   std::vector<const image::PrivateFile*> order;
   for (const image::PrivateFile& f : capsule.private_files()) order.push_back(&f);
-  std::stable_sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->path() > b->path(); });
+  std::stable_sort(order.begin(), order.end(),
+                   [](auto* a, auto* b) { return a->path() > b->path(); });
   for (const image::PrivateFile* f : order) {
     if (f->nlink_of() != 0) continue;
-    TRY(finish_one(entries_.at(f->id()), *f).with(fmt::format("private file {} ({})", f->id(), f->path())));
+    TRY(finish_one(entries_.at(f->id()), *f)
+            .with(fmt::format("private file {} ({})", f->id(), f->path())));
   }
   return {};
 }
@@ -265,7 +292,8 @@ Result<void> PrivateFiles::finish_one(const Entry& entry, const image::PrivateFi
     return os_error(fmt::format("fchownat({}, {})", file.uid(), file.gid()));
   }
   if (!S_ISLNK(now.st_mode)) {  // A link has no mode, and its times can't be set by descriptor.
-    if (((now.st_mode ^ file.mode()) & 07777) != 0 && chmod(path.c_str(), file.mode() & 07777) != 0) {
+    if (((now.st_mode ^ file.mode()) & 07777) != 0 &&
+        chmod(path.c_str(), file.mode() & 07777) != 0) {
       return os_error(fmt::format("chmod({:#o})", file.mode()));
     }
     for (const image::Xattr& x : file.xattrs()) {
@@ -286,7 +314,8 @@ Result<void> PrivateFiles::finish_one(const Entry& entry, const image::PrivateFi
 
 Result<int> PrivateFiles::content_fd(std::uint32_t id) const {
   auto entry = entries_.find(id);
-  if (entry == entries_.end()) return make_error(Errc::invalid, "the image has no private file {}", id);
+  if (entry == entries_.end())
+    return make_error(Errc::invalid, "the image has no private file {}", id);
   return entry->second.fd.get();
 }
 

@@ -1,6 +1,6 @@
 // Files that belong to the capsule alone and travel with it: made here, empty, before the freeze;
-// their content is written through `content_fd` by whoever receives pages; `finish` gives them their
-// final size, owner, mode, times and seals.
+// their content is written through `content_fd` by whoever receives pages; `finish` gives them
+// their final size, owner, mode, times and seals.
 //
 // Everything is done through the capsule's root directory with openat2: no symbolic link in the
 // capsule's /tmp can lead outside of what the image names.

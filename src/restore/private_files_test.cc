@@ -25,7 +25,8 @@ class PrivateFilesTest : public testing::Test {
   }
   void TearDown() override { fs::remove_all(root_); }
 
-  image::PrivateFile& add(std::uint32_t id, const std::string& path, std::uint32_t mode = S_IFREG | 0640) {
+  image::PrivateFile& add(std::uint32_t id, const std::string& path,
+                          std::uint32_t mode = S_IFREG | 0640) {
     image::PrivateFile& f = *image_.add_private_files();
     f.set_id(id), f.set_path(path), f.set_mode(mode);
     f.set_uid(getuid()), f.set_gid(getgid());
@@ -37,10 +38,13 @@ class PrivateFilesTest : public testing::Test {
     ASSERT_TRUE(fd.ok()) << fd.error().what();
     ASSERT_EQ(pwrite(*fd, text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
   }
-  std::string text(const char* path) { return read_file(root_ / path).ok() ? read_file(root_ / path).value() : "?"; }
+  std::string text(const char* path) {
+    return read_file(root_ / path).ok() ? read_file(root_ / path).value() : "?";
+  }
   std::vector<std::string> names() {
     std::vector<std::string> all;
-    for (const auto& e : fs::recursive_directory_iterator(root_ / "tmp")) all.push_back(e.path().lexically_relative(root_));
+    for (const auto& e : fs::recursive_directory_iterator(root_ / "tmp"))
+      all.push_back(e.path().lexically_relative(root_));
     std::sort(all.begin(), all.end());
     return all;
   }
@@ -51,9 +55,9 @@ class PrivateFilesTest : public testing::Test {
   image::Capsule image_;
 };
 
-#define EXPECT_OK(call)                               \
-  do {                                                \
-    auto result_ = (call);                            \
+#define EXPECT_OK(call)                                  \
+  do {                                                   \
+    auto result_ = (call);                               \
     EXPECT_TRUE(result_.ok()) << result_.error().what(); \
   } while (false)
 
@@ -78,7 +82,8 @@ TEST_F(PrivateFilesTest, EveryKindIsMadeWithOwnerModeTimesAndContent) {
   ASSERT_EQ(stat((root_ / "tmp/d").c_str(), &st), 0);
   EXPECT_EQ(st.st_mode & 07777, 0750u);
   EXPECT_EQ(st.st_mtim.tv_sec, 1'600'000'000);
-  EXPECT_EQ(names(), (std::vector<std::string>{"tmp/d", "tmp/d/file", "tmp/fifo", "tmp/hard", "tmp/link"}));
+  EXPECT_EQ(names(),
+            (std::vector<std::string>{"tmp/d", "tmp/d/file", "tmp/fifo", "tmp/hard", "tmp/link"}));
 }
 
 TEST_F(PrivateFilesTest, ExchangedNamesRenamedDirectoriesAndUnlinkedFilesKeepTheirContent) {
@@ -86,7 +91,8 @@ TEST_F(PrivateFilesTest, ExchangedNamesRenamedDirectoriesAndUnlinkedFilesKeepThe
   add(3, "/tmp/d", S_IFDIR | 0700), add(4, "/tmp/d/x").set_size(1);
   add(5, "/tmp/u").set_size(1), add(6, "/tmp/removed").set_size(0);
   EXPECT_OK(files_->sync(image_));
-  for (auto [id, content] : {std::pair{1, "1"}, {2, "2"}, {4, "4"}, {5, "5"}}) fill(static_cast<std::uint32_t>(id), content);
+  for (auto [id, content] : {std::pair{1, "1"}, {2, "2"}, {4, "4"}, {5, "5"}})
+    fill(static_cast<std::uint32_t>(id), content);
   image_.Clear();
   add(1, "/tmp/b").set_size(1), add(2, "/tmp/a").set_size(1);
   add(3, "/tmp/e", S_IFDIR | 0700), add(4, "/tmp/e/x").set_size(1);

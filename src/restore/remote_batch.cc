@@ -16,23 +16,23 @@ constexpr std::int64_t batch_limit_us = 60'000'000;
 // rbx: the next RemoteCall, r12: the end of the array. Both survive a system call (it clobbers rax,
 // rcx and r11 only).
 constexpr std::uint8_t code_bytes[] = {
-    0x48, 0x8b, 0x03,                          // next: mov rax, [rbx]
-    0x48, 0x8b, 0x7b, 0x08,                    //       mov rdi, [rbx+8]
-    0x48, 0x8b, 0x73, 0x10,                    //       mov rsi, [rbx+16]
-    0x48, 0x8b, 0x53, 0x18,                    //       mov rdx, [rbx+24]
-    0x4c, 0x8b, 0x53, 0x20,                    //       mov r10, [rbx+32]
-    0x4c, 0x8b, 0x43, 0x28,                    //       mov r8,  [rbx+40]
-    0x4c, 0x8b, 0x4b, 0x30,                    //       mov r9,  [rbx+48]
-    0x0f, 0x05,                                //       syscall
-    0x48, 0x89, 0x43, 0x38,                    //       mov [rbx+56], rax
-    0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff,        //       cmp rax, -4095
-    0x72, 0x07,                                //       jb good
-    0x48, 0x83, 0x7b, 0x40, 0x00,              //       cmp qword [rbx+64], 0
-    0x74, 0x09,                                //       je stop
-    0x48, 0x83, 0xc3, 0x48,                    // good: add rbx, 72
-    0x4c, 0x39, 0xe3,                          //       cmp rbx, r12
-    0x72, 0xc7,                                //       jb next
-    0xcc,                                      // stop: int3
+    0x48, 0x8b, 0x03,                    // next: mov rax, [rbx]
+    0x48, 0x8b, 0x7b, 0x08,              //       mov rdi, [rbx+8]
+    0x48, 0x8b, 0x73, 0x10,              //       mov rsi, [rbx+16]
+    0x48, 0x8b, 0x53, 0x18,              //       mov rdx, [rbx+24]
+    0x4c, 0x8b, 0x53, 0x20,              //       mov r10, [rbx+32]
+    0x4c, 0x8b, 0x43, 0x28,              //       mov r8,  [rbx+40]
+    0x4c, 0x8b, 0x4b, 0x30,              //       mov r9,  [rbx+48]
+    0x0f, 0x05,                          //       syscall
+    0x48, 0x89, 0x43, 0x38,              //       mov [rbx+56], rax
+    0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff,  //       cmp rax, -4095
+    0x72, 0x07,                          //       jb good
+    0x48, 0x83, 0x7b, 0x40, 0x00,        //       cmp qword [rbx+64], 0
+    0x74, 0x09,                          //       je stop
+    0x48, 0x83, 0xc3, 0x48,              // good: add rbx, 72
+    0x4c, 0x39, 0xe3,                    //       cmp rbx, r12
+    0x72, 0xc7,                          //       jb next
+    0xcc,                                // stop: int3
 };
 static_assert(sizeof code_bytes == 58);
 constexpr std::uint64_t stop_offset = sizeof code_bytes;  // rip after int3.
@@ -131,8 +131,8 @@ Result<void> Batch::start(pid_t tid) {
   regs.rip = code_;
   regs.rbx = arena_.remote_at(begin_);
   regs.r12 = regs.rbx + size_ * sizeof(RemoteCall);
-  regs.orig_rax = ~0ull;       // Or the kernel would restart the call that the stop interrupted.
-  regs.eflags &= ~0x100ull;    // No single step.
+  regs.orig_rax = ~0ull;     // Or the kernel would restart the call that the stop interrupted.
+  regs.eflags &= ~0x100ull;  // No single step.
   TRY(sys::ptrace_set_regs(tid, regs));
   return sys::ptrace_cont(tid, 0);
 }
@@ -146,8 +146,8 @@ Result<void> Batch::wait(pid_t tid) {
   }
   sys::Regs regs = TRY(sys::ptrace_get_regs(tid));
   if (stop.signal() != SIGTRAP || regs.rip != code_ + stop_offset) {
-    return make_error(Errc::internal, "skeleton thread {}: batch stopped by signal {} at {:#x}", tid,
-                      stop.signal(), regs.rip);
+    return make_error(Errc::internal, "skeleton thread {}: batch stopped by signal {} at {:#x}",
+                      tid, stop.signal(), regs.rip);
   }
   // rbx stands on the failed call, or behind the last one.
   std::size_t done = (regs.rbx - arena_.remote_at(begin_)) / sizeof(RemoteCall);

@@ -53,7 +53,9 @@ class Arena {
 
   static Result<Arena> create();
   Arena(Arena&& other) noexcept
-      : fd_(std::move(other.fd_)), base_(std::exchange(other.base_, nullptr)), remote_(other.remote_) {}
+      : fd_(std::move(other.fd_)),
+        base_(std::exchange(other.base_, nullptr)),
+        remote_(other.remote_) {}
   Arena& operator=(Arena&&) = delete;
   ~Arena();
 

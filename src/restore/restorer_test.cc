@@ -42,17 +42,18 @@ class RestorerTest : public testing::Test {
   }
 };
 
-#define CHECK_HERE(condition)                                                   \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      dprintf(2, "line %d: %s (errno %d)\n", __LINE__, #condition, errno);      \
-      _exit(1);                                                                 \
-    }                                                                           \
+#define CHECK_HERE(condition)                                              \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      dprintf(2, "line %d: %s (errno %d)\n", __LINE__, #condition, errno); \
+      _exit(1);                                                            \
+    }                                                                      \
   } while (false)
 
 void print_times(const char* what, const Moved& m) {
-  printf("%s: prepare %ld us, finish %ld us, seal %ld us, start %ld us\n", what, static_cast<long>(m.prepare_us),
-         static_cast<long>(m.finish_us), static_cast<long>(m.seal_us), static_cast<long>(m.start_us));
+  printf("%s: prepare %ld us, finish %ld us, seal %ld us, start %ld us\n", what,
+         static_cast<long>(m.prepare_us), static_cast<long>(m.finish_us),
+         static_cast<long>(m.seal_us), static_cast<long>(m.start_us));
 }
 
 // Tells the test that the program is ready, then waits in read(2) until it has been moved.
@@ -78,8 +79,8 @@ void finishes_well(Moved& m) {
   ASSERT_TRUE(moved##_result.ok()) << moved##_result.error().what(); \
   Moved& moved = *moved##_result
 
-#define MOVE_AND_FINISH(...)                \
-  MOVE(m, __VA_ARGS__);                     \
+#define MOVE_AND_FINISH(...)                   \
+  MOVE(m, __VA_ARGS__);                        \
   ASSERT_TRUE(m.target->write_byte('g').ok()); \
   finishes_well(m)
 
@@ -95,8 +96,10 @@ std::string privileges() {
   std::istringstream in(slurp("/proc/thread-self/status"));
   std::string line, out;
   while (std::getline(in, line)) {
-    for (const char* name : {"Name", "Umask", "Tgid", "Pid", "PPid", "Uid", "Gid", "Groups", "NStgid", "NSpgid", "NSsid",
-                             "Cap", "NoNewPrivs", "Seccomp", "SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd", "Threads"}) {
+    for (const char* name :
+         {"Name",   "Umask",  "Tgid",   "Pid",    "PPid",   "Uid",        "Gid",
+          "Groups", "NStgid", "NSpgid", "NSsid",  "Cap",    "NoNewPrivs", "Seccomp",
+          "SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd", "Threads"}) {
       if (line.starts_with(name)) out += line + "\n";
     }
   }
@@ -179,7 +182,8 @@ TEST_F(RestorerTest, ClocksGoOnWithoutAJump) {
     std::int64_t passed = after.real - before.real;
     std::int64_t mono_passed = after.mono - before.mono, boot_passed = after.boot - before.boot;
     CHECK_HERE(mono_passed > 0 && boot_passed > 0);
-    CHECK_HERE(std::abs(mono_passed - passed) < 20'000'000 && std::abs(boot_passed - passed) < 20'000'000);
+    CHECK_HERE(std::abs(mono_passed - passed) < 20'000'000 &&
+               std::abs(boot_passed - passed) < 20'000'000);
     // The vdso reads the same as the system call.
     timespec by_call{};
     std::int64_t first = monotonic_ns();
@@ -217,48 +221,71 @@ int checked_sleep(const std::function<int()>& sleep) {
 }
 
 TEST_F(RestorerTest, NanosleepGoesOnWithTheTimeLeft) {
-  MOVE(m, [] { return checked_sleep([] {
-         timespec second{1, 0};
-         return static_cast<int>(syscall(SYS_nanosleep, &second, nullptr)); }); },
-       remaining(left_ns, image::Restart::TIMESPEC, 0));
+  MOVE(
+      m,
+      [] {
+        return checked_sleep([] {
+          timespec second{1, 0};
+          return static_cast<int>(syscall(SYS_nanosleep, &second, nullptr));
+        });
+      },
+      remaining(left_ns, image::Restart::TIMESPEC, 0));
   finishes_well(m);
 }
 
 TEST_F(RestorerTest, ClockNanosleepGoesOnWithTheTimeLeft) {
-  MOVE(m, [] { return checked_sleep([] {
-         timespec second{1, 0};
-         return clock_nanosleep(CLOCK_MONOTONIC, 0, &second, nullptr); }); },
-       remaining(left_ns, image::Restart::TIMESPEC, 2));
+  MOVE(
+      m,
+      [] {
+        return checked_sleep([] {
+          timespec second{1, 0};
+          return clock_nanosleep(CLOCK_MONOTONIC, 0, &second, nullptr);
+        });
+      },
+      remaining(left_ns, image::Restart::TIMESPEC, 2));
   finishes_well(m);
 }
 
 TEST_F(RestorerTest, PollGoesOnWithTheTimeLeft) {
-  MOVE(m, [] { return checked_sleep([] {
-         pollfd in{0, POLLIN, 0};
-         return static_cast<int>(syscall(SYS_poll, &in, 1, 1000)); }); },
-       remaining(left_ns, image::Restart::MILLISECONDS, 2));
+  MOVE(
+      m,
+      [] {
+        return checked_sleep([] {
+          pollfd in{0, POLLIN, 0};
+          return static_cast<int>(syscall(SYS_poll, &in, 1, 1000));
+        });
+      },
+      remaining(left_ns, image::Restart::MILLISECONDS, 2));
   finishes_well(m);
 }
 
 TEST_F(RestorerTest, PollSeesWhatArrivesAfterTheMove) {
-  MOVE(m, [] {
-    char byte = 'r';
-    CHECK_HERE(write(1, &byte, 1) == 1);
-    pollfd in{0, POLLIN, 0};
-    CHECK_HERE(syscall(SYS_poll, &in, 1, 20'000) == 1 && in.revents == POLLIN);
-    return 0;
-  }, remaining(20'000'000'000, image::Restart::MILLISECONDS, 2));
+  MOVE(
+      m,
+      [] {
+        char byte = 'r';
+        CHECK_HERE(write(1, &byte, 1) == 1);
+        pollfd in{0, POLLIN, 0};
+        CHECK_HERE(syscall(SYS_poll, &in, 1, 20'000) == 1 && in.revents == POLLIN);
+        return 0;
+      },
+      remaining(20'000'000'000, image::Restart::MILLISECONDS, 2));
   ASSERT_TRUE(m.target->write_byte('x').ok());
   finishes_well(m);
 }
 
 TEST_F(RestorerTest, FutexWaitGoesOnWithTheTimeLeft) {
-  MOVE(m, [] { return checked_sleep([] {
-         static std::uint32_t word = 0;
-         timespec second{1, 0};
-         long r = syscall(SYS_futex, &word, 0 /* FUTEX_WAIT */, 0, &second, nullptr, 0);
-         return r == -1 && errno == ETIMEDOUT ? 0 : 1; }); },
-       remaining(left_ns, image::Restart::TIMESPEC, 3));
+  MOVE(
+      m,
+      [] {
+        return checked_sleep([] {
+          static std::uint32_t word = 0;
+          timespec second{1, 0};
+          long r = syscall(SYS_futex, &word, 0 /* FUTEX_WAIT */, 0, &second, nullptr, 0);
+          return r == -1 && errno == ETIMEDOUT ? 0 : 1;
+        });
+      },
+      remaining(left_ns, image::Restart::TIMESPEC, 3));
   finishes_well(m);
 }
 
@@ -271,27 +298,38 @@ ChangeImage restart_of(long nr, image::Restart::Timeout kind, unsigned arg, std:
     image::Restart& r = *t.mutable_restart();
     r.Clear();
     r.set_nr(nr), r.set_timeout(kind), r.set_timeout_arg(arg), r.set_remaining_ns(ns);
-    for (std::uint64_t a : {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9}) r.add_args(a);
+    for (std::uint64_t a : {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9})
+      r.add_args(a);
   };
 }
 
 TEST_F(RestorerTest, SigtimedwaitGoesOnWithTheTimeLeftAndWithoutATraceInTheProgramsMemory) {
-  MOVE(m, [] { return checked_sleep([] {
-         sigset_t set;
-         sigemptyset(&set), sigaddset(&set, SIGUSR1);
-         static timespec second{1, 0};
-         long r = syscall(SYS_rt_sigtimedwait, &set, nullptr, &second, 8);
-         CHECK_HERE(second.tv_sec == 1 && second.tv_nsec == 0);
-         return r == -1 && errno == EAGAIN ? 0 : 1; }); },
-       restart_of(SYS_rt_sigtimedwait, image::Restart::TIMESPEC, 2, left_ns));
+  MOVE(
+      m,
+      [] {
+        return checked_sleep([] {
+          sigset_t set;
+          sigemptyset(&set), sigaddset(&set, SIGUSR1);
+          static timespec second{1, 0};
+          long r = syscall(SYS_rt_sigtimedwait, &set, nullptr, &second, 8);
+          CHECK_HERE(second.tv_sec == 1 && second.tv_nsec == 0);
+          return r == -1 && errno == EAGAIN ? 0 : 1;
+        });
+      },
+      restart_of(SYS_rt_sigtimedwait, image::Restart::TIMESPEC, 2, left_ns));
   finishes_well(m);
 }
 
 TEST_F(RestorerTest, PpollGoesOnWithTheTimeLeft) {
-  MOVE(m, [] { return checked_sleep([] {
-         timespec second{1, 0};
-         return static_cast<int>(syscall(SYS_ppoll, nullptr, 0, &second, nullptr, 8)); }); },
-       restart_of(SYS_ppoll, image::Restart::TIMESPEC, 2, left_ns));
+  MOVE(
+      m,
+      [] {
+        return checked_sleep([] {
+          timespec second{1, 0};
+          return static_cast<int>(syscall(SYS_ppoll, nullptr, 0, &second, nullptr, 8));
+        });
+      },
+      restart_of(SYS_ppoll, image::Restart::TIMESPEC, 2, left_ns));
   finishes_well(m);
 }
 
@@ -299,7 +337,9 @@ TEST_F(RestorerTest, HandlersMasksAndPendingSignalsComeAlong) {
   MOVE_AND_FINISH([] {
     static std::atomic<int> value{0}, hits{0};
     struct sigaction action {};
-    action.sa_sigaction = [](int, siginfo_t* info, void*) { value = info->si_value.sival_int, ++hits; };
+    action.sa_sigaction = [](int, siginfo_t* info, void*) {
+      value = info->si_value.sival_int, ++hits;
+    };
     action.sa_flags = SA_SIGINFO;
     sigaddset(&action.sa_mask, SIGHUP);
     sigaction(SIGRTMIN + 3, &action, nullptr);
@@ -341,23 +381,26 @@ TEST_F(RestorerTest, TimersGoOnWithTheirIds) {
       t.set_value(77), t.set_value_ns(value);
     }
   };
-  MOVE(m, [] {
-    static std::atomic<int> alarms{0}, value{0};
-    signal(SIGALRM, [](int) { ++alarms; });
-    struct sigaction action {};
-    action.sa_sigaction = [](int, siginfo_t* info, void*) { value = info->si_value.sival_int; };
-    action.sa_flags = SA_SIGINFO;
-    sigaction(SIGUSR1, &action, nullptr);
-    itimerval every{{0, 50'000}, {0, 400'000}};
-    setitimer(ITIMER_REAL, &every, nullptr);
-    be_moved();
-    while (alarms < 3 || value != 77) pause();
-    itimerspec spec{};
-    CHECK_HERE(syscall(SYS_timer_gettime, 2, &spec) == 0);
-    CHECK_HERE(syscall(SYS_timer_gettime, 5, &spec) == 0 && spec.it_value.tv_nsec == 0);
-    CHECK_HERE(syscall(SYS_timer_gettime, 3, &spec) == -1 && errno == EINVAL);
-    return 0;
-  }, change);
+  MOVE(
+      m,
+      [] {
+        static std::atomic<int> alarms{0}, value{0};
+        signal(SIGALRM, [](int) { ++alarms; });
+        struct sigaction action {};
+        action.sa_sigaction = [](int, siginfo_t* info, void*) { value = info->si_value.sival_int; };
+        action.sa_flags = SA_SIGINFO;
+        sigaction(SIGUSR1, &action, nullptr);
+        itimerval every{{0, 50'000}, {0, 400'000}};
+        setitimer(ITIMER_REAL, &every, nullptr);
+        be_moved();
+        while (alarms < 3 || value != 77) pause();
+        itimerspec spec{};
+        CHECK_HERE(syscall(SYS_timer_gettime, 2, &spec) == 0);
+        CHECK_HERE(syscall(SYS_timer_gettime, 5, &spec) == 0 && spec.it_value.tv_nsec == 0);
+        CHECK_HERE(syscall(SYS_timer_gettime, 3, &spec) == -1 && errno == EINVAL);
+        return 0;
+      },
+      change);
   ASSERT_TRUE(m.target->write_byte('g').ok());
   finishes_well(m);
 }
@@ -396,20 +439,24 @@ TEST_F(RestorerTest, RootWithoutSomeCapabilitiesStaysSo) {
 TEST_F(RestorerTest, ASeccompFilterIsBackAndKills) {
   MOVE(m, [] {
     // getppid kills, everything else passes.
-    sock_filter code[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0), BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
-                          BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    sock_filter code[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+                          BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+                          BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+                          BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
     sock_fprog program{4, code};
     static std::atomic<bool> go{false};
     std::thread other([] {
       while (!go) usleep(100);
     });
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    CHECK_HERE(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0);
+    CHECK_HERE(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) ==
+               0);
     std::string before = privileges();
     be_moved();
     CHECK_HERE(before == privileges());
     // Threads share the filter as before: synchronizing another one works.
-    CHECK_HERE(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0);
+    CHECK_HERE(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) ==
+               0);
     go = true;
     other.join();
     getppid();
@@ -423,13 +470,17 @@ TEST_F(RestorerTest, ASeccompFilterIsBackAndKills) {
 
 TEST_F(RestorerTest, DescriptorsKeepNumbersFlagsOffsetsAndSharing) {
   MOVE_AND_FINISH([] {
-    int a = open("/etc/passwd", O_RDONLY), n = open("/dev/null", O_WRONLY | O_NONBLOCK), d = open("/etc", O_RDONLY | O_DIRECTORY);
+    int a = open("/etc/passwd", O_RDONLY), n = open("/dev/null", O_WRONLY | O_NONBLOCK),
+        d = open("/etc", O_RDONLY | O_DIRECTORY);
     CHECK_HERE(lseek(a, 17, SEEK_SET) == 17);
-    CHECK_HERE(dup2(a, 9) == 9 && dup2(n, 40) == 40 && dup2(d, 5) >= 0 && dup3(a, 70, O_CLOEXEC) == 70);
+    CHECK_HERE(dup2(a, 9) == 9 && dup2(n, 40) == 40 && dup2(d, 5) >= 0 &&
+               dup3(a, 70, O_CLOEXEC) == 70);
     CHECK_HERE(close(n) == 0);
     be_moved();
-    CHECK_HERE(lseek(9, 0, SEEK_CUR) == 17 && lseek(9, 30, SEEK_SET) == 30 && lseek(a, 0, SEEK_CUR) == 30);
-    CHECK_HERE(fcntl(70, F_GETFD) == FD_CLOEXEC && fcntl(9, F_GETFD) == 0 && lseek(70, 0, SEEK_CUR) == 30);
+    CHECK_HERE(lseek(9, 0, SEEK_CUR) == 17 && lseek(9, 30, SEEK_SET) == 30 &&
+               lseek(a, 0, SEEK_CUR) == 30);
+    CHECK_HERE(fcntl(70, F_GETFD) == FD_CLOEXEC && fcntl(9, F_GETFD) == 0 &&
+               lseek(70, 0, SEEK_CUR) == 30);
     CHECK_HERE((fcntl(40, F_GETFL) & (O_ACCMODE | O_NONBLOCK)) == (O_WRONLY | O_NONBLOCK));
     CHECK_HERE(write(40, "x", 1) == 1);
     struct stat st {};
@@ -449,10 +500,13 @@ TEST_F(RestorerTest, PrivateFilesAndSharedMemoryTravel) {
     CHECK_HERE(fcntl(mem, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0);
     int gone = open("/tmp/gone", O_RDWR | O_CREAT | O_APPEND, 0640);
     CHECK_HERE(unlink("/tmp/gone") == 0 && write(gone, "unlinked", 8) == 8);
-    auto* shared = static_cast<char*>(mmap(nullptr, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-    auto* again = static_cast<char*>(mremap(shared, 0, 1 << 20, MREMAP_MAYMOVE));  // The same object twice.
+    auto* shared = static_cast<char*>(
+        mmap(nullptr, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    auto* again =
+        static_cast<char*>(mremap(shared, 0, 1 << 20, MREMAP_MAYMOVE));  // The same object twice.
     shared[4096] = 42;
-    auto* secret = static_cast<char*>(mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    auto* secret = static_cast<char*>(
+        mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     std::strcpy(secret, "secret");
     mprotect(secret, 8192, PROT_NONE);
     be_moved();
@@ -462,7 +516,8 @@ TEST_F(RestorerTest, PrivateFilesAndSharedMemoryTravel) {
     CHECK_HERE(fcntl(mem, F_GET_SEALS) == (F_SEAL_SHRINK | F_SEAL_GROW) && ftruncate(mem, 1) == -1);
     CHECK_HERE(pread(gone, text, 8, 0) == 8 && std::memcmp(text, "unlinked", 8) == 0);
     struct stat st {};
-    CHECK_HERE(fstat(gone, &st) == 0 && st.st_nlink == 0 && (st.st_mode & 0777) == 0640 && st.st_size == 8);
+    CHECK_HERE(fstat(gone, &st) == 0 && st.st_nlink == 0 && (st.st_mode & 0777) == 0640 &&
+               st.st_size == 8);
     CHECK_HERE((fcntl(gone, F_GETFL) & O_APPEND) != 0);
     CHECK_HERE(shared[4096] == 42 && again[4096] == 42);
     shared[0] = 7;
@@ -479,7 +534,8 @@ TEST_F(RestorerTest, MappingsKeepTheirFlagsAndNothingOfOursIsLeft) {
     int fd = open("/proc/self/smaps", O_RDONLY);
     std::size_t size = 0;
     std::memset(to, 0, sizeof raw[0]);
-    for (ssize_t n = 1; n > 0; size += static_cast<std::size_t>(n)) n = read(fd, to + size, sizeof raw[0] - 1 - size);
+    for (ssize_t n = 1; n > 0; size += static_cast<std::size_t>(n))
+      n = read(fd, to + size, sizeof raw[0] - 1 - size);
     close(fd);
   };
   // Without what a move may change: sizes in memory, and where the kernel merged neighbours.
@@ -518,8 +574,10 @@ TEST_F(RestorerTest, MappingsKeepTheirFlagsAndNothingOfOursIsLeft) {
   MOVE_AND_FINISH([] {
     auto area = [](std::size_t bytes, int flags = 0) {
       // Guards between, so that areas don't merge.
-      auto* at = static_cast<char*>(mmap(nullptr, bytes + 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-      void* p = mmap(at + 4096, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags, -1, 0);
+      auto* at = static_cast<char*>(
+          mmap(nullptr, bytes + 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      void* p = mmap(at + 4096, bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags, -1, 0);
       CHECK_HERE(p != MAP_FAILED);
       return static_cast<char*>(p);
     };
@@ -555,7 +613,8 @@ TEST_F(RestorerTest, AnUnchangedListOfManyMappingsCostsNothingAtTheFreeze) {
   constexpr int count = 10'000;
   auto source = TestShell::create([] {
     for (int i = 0; i < count; ++i) {
-      mmap(nullptr, 4096, i % 2 != 0 ? PROT_READ : PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      mmap(nullptr, 4096, i % 2 != 0 ? PROT_READ : PROT_READ | PROT_WRITE,
+           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     }
     be_moved();
     return 0;
@@ -581,8 +640,8 @@ TEST_F(RestorerTest, AnUnchangedListOfManyMappingsCostsNothingAtTheFreeze) {
   EXPECT_GT(image->processes(0).mm().vmas_size(), count);
   RecordProperty("prepare_us", std::to_string(made - start));
   RecordProperty("unchanged_us", std::to_string(again - made));
-  printf("%d mappings: prepare %ld us, prepare_final unchanged %ld us\n", count, static_cast<long>(made - start),
-         static_cast<long>(again - made));
+  printf("%d mappings: prepare %ld us, prepare_final unchanged %ld us\n", count,
+         static_cast<long>(made - start), static_cast<long>(again - made));
 }
 
 // Threads, mappings, heap and protections change between the first image and the last.
@@ -615,8 +674,10 @@ int program_that_changes() {
   auto* grown = static_cast<char*>(sbrk(1 << 20));
   std::strcpy(grown, "heap");
   be_moved();
-  CHECK_HERE(gone[0] == 0 && std::strcmp(kept, "kept") == 0 && std::strcmp(reprotected, "read-only") == 0);
-  CHECK_HERE(std::strcmp(grown, "heap") == 0 && heap[99'999] == 'h' && sbrk(0) == grown + (1 << 20));
+  CHECK_HERE(gone[0] == 0 && std::strcmp(kept, "kept") == 0 &&
+             std::strcmp(reprotected, "read-only") == 0);
+  CHECK_HERE(std::strcmp(grown, "heap") == 0 && heap[99'999] == 'h' &&
+             sbrk(0) == grown + (1 << 20));
   CHECK_HERE(mprotect(reprotected + 4096, 4096, PROT_READ) == 0 && reprotected[4096] == 0);
   stage = 2;
   second.join(), third.join();
@@ -652,7 +713,8 @@ TEST_F(RestorerTest, OnlyWhatChangedSinceTheFirstImageIsDoneAgain) {
       ASSERT_TRUE(uffd.ok()) << uffd.error().what();
     }
   }
-  ASSERT_TRUE((*source)->write_byte('g').ok() && (*source)->read_byte().ok() && wait_until_asleep(*pid).ok());
+  ASSERT_TRUE((*source)->write_byte('g').ok() && (*source)->read_byte().ok() &&
+              wait_until_asleep(*pid).ok());
   auto stopped = StoppedProgram::stop(*pid, program_pid);
   ASSERT_TRUE(stopped.ok());
   auto final = stopped->describe();
@@ -681,7 +743,10 @@ TEST_F(RestorerTest, ASkeletonDiesWithItsRestorer) {
   auto target = TestShell::create();
   ASSERT_TRUE(target.ok());
   {
-    auto source = TestShell::create([] { be_moved(); return 0; });
+    auto source = TestShell::create([] {
+      be_moved();
+      return 0;
+    });
     ASSERT_TRUE(source.ok());
     auto pid = (*source)->spawn(program_pid);
     ASSERT_TRUE(pid.ok() && (*source)->read_byte().ok());
@@ -702,29 +767,31 @@ TEST_F(RestorerTest, ASkeletonDiesWithItsRestorer) {
 }
 
 TEST_F(RestorerTest, SixtyFourThreadsStartTogether) {
-  auto moved = move_program([] {
-    static std::atomic<int> alive{0};
-    static std::atomic<bool> stop{false};
-    std::vector<std::thread> threads;
-    for (int i = 0; i < 63; ++i) {
-      threads.emplace_back([] {
-        ++alive;
-        while (!stop) usleep(1000);
+  auto moved = move_program(
+      [] {
+        static std::atomic<int> alive{0};
+        static std::atomic<bool> stop{false};
+        std::vector<std::thread> threads;
+        for (int i = 0; i < 63; ++i) {
+          threads.emplace_back([] {
+            ++alive;
+            while (!stop) usleep(1000);
+          });
+        }
+        while (alive < 63) usleep(100);
+        be_moved();
+        stop = true;
+        for (auto& t : threads) t.join();
+        return 0;
+      },
+      [](image::Capsule& c) {
+        for (image::Thread& t : *c.mutable_processes(0)->mutable_threads()) {
+          if (!t.has_restart()) continue;
+          t.mutable_restart()->set_timeout(image::Restart::TIMESPEC);
+          t.mutable_restart()->set_timeout_arg(t.restart().nr() == SYS_nanosleep ? 0 : 2);
+          t.mutable_restart()->set_remaining_ns(500'000);
+        }
       });
-    }
-    while (alive < 63) usleep(100);
-    be_moved();
-    stop = true;
-    for (auto& t : threads) t.join();
-    return 0;
-  }, [](image::Capsule& c) {
-    for (image::Thread& t : *c.mutable_processes(0)->mutable_threads()) {
-      if (!t.has_restart()) continue;
-      t.mutable_restart()->set_timeout(image::Restart::TIMESPEC);
-      t.mutable_restart()->set_timeout_arg(t.restart().nr() == SYS_nanosleep ? 0 : 2);
-      t.mutable_restart()->set_remaining_ns(500'000);
-    }
-  });
   ASSERT_TRUE(moved.ok()) << moved.error().what();
   ASSERT_TRUE(moved->target->write_byte('g').ok());
   finishes_well(*moved);
@@ -748,8 +815,10 @@ TEST_F(RestorerTest, WhatItCannotDoIsRefusedByName) {
   auto refused = restorer->prepare(c);
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code(), Errc::unsupported);
-  for (const char* reason : {"image version 2", "exit signal 10", "protection key", "mseal", "field 1000"}) {
-    EXPECT_NE(refused.error().what().find(reason), std::string::npos) << reason << " in " << refused.error().what();
+  for (const char* reason :
+       {"image version 2", "exit signal 10", "protection key", "mseal", "field 1000"}) {
+    EXPECT_NE(refused.error().what().find(reason), std::string::npos)
+        << reason << " in " << refused.error().what();
   }
 }
 

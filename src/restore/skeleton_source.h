@@ -14,9 +14,9 @@ namespace godwit::restore {
 class SkeletonSource {
  public:
   struct Forked {
-    pid_t node_pid = 0;       // As this node sees it.
-    UniqueFd channel;         // Our end of a socketpair, for descriptors.
-    int channel_there = -1;   // The number of the other end in the skeleton.
+    pid_t node_pid = 0;      // As this node sees it.
+    UniqueFd channel;        // Our end of a socketpair, for descriptors.
+    int channel_there = -1;  // The number of the other end in the skeleton.
   };
 
   virtual ~SkeletonSource() = default;
@@ -26,12 +26,14 @@ class SkeletonSource {
   virtual Result<Forked> fork_skeleton(pid_t pid) = 0;
 
   // Makes the time namespace for children of init, in which the clocks show this much more than
-  // those of this node; the result is for setns in skeletons that exist already. Called at most once.
-  virtual Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns, std::int64_t boottime_delta_ns) = 0;
+  // those of this node; the result is for setns in skeletons that exist already. Called at most
+  // once.
+  virtual Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns,
+                                      std::int64_t boottime_delta_ns) = 0;
 
   // The program's end of the capsule's stdin (0), stdout (1), stderr (2): a pipe each, or the same
-  // terminal. `original`: the description that the program would have been started with; else one of
-  // its own.
+  // terminal. `original`: the description that the program would have been started with; else one
+  // of its own.
   virtual Result<UniqueFd> stdio(std::uint32_t index, bool original) = 0;
 
   // The root directory as the capsule sees it (/proc/INIT/root).

@@ -38,7 +38,8 @@ void find_unknown(const google::protobuf::Message& message, std::vector<std::str
   }
 }
 
-void check_pending(const std::string& info, const std::string& whose, std::vector<std::string>& reasons) {
+void check_pending(const std::string& info, const std::string& whose,
+                   std::vector<std::string>& reasons) {
   std::int32_t signal = 0;
   if (info.size() != siginfo_bytes) {
     reasons.push_back(fmt::format("{}: a pending signal of {} bytes", whose, info.size()));
@@ -70,12 +71,16 @@ void check_thread(const image::Thread& t, std::vector<std::string>& reasons) {
 void check_vmas(const image::Mm& mm, std::vector<std::string>& reasons) {
   std::uint64_t end = 0;
   for (const image::Vma& v : mm.vmas()) {
-    auto bad = [&](const char* what) { reasons.push_back(fmt::format("mapping {:#x}: {}", v.start(), what)); };
-    if (v.start() >= v.end() || v.start() < end || ((v.start() | v.end()) & 4095) != 0) bad("out of order");
+    auto bad = [&](const char* what) {
+      reasons.push_back(fmt::format("mapping {:#x}: {}", v.start(), what));
+    };
+    if (v.start() >= v.end() || v.start() < end || ((v.start() | v.end()) & 4095) != 0)
+      bad("out of order");
     end = v.end();
     if (v.pkey() != 0) bad("a protection key");
     if ((v.flags() & image::VMA_SEALED) != 0) bad("mseal");
-    if (v.kind() == image::Vma::SHARED_ANON && v.shmem() == 0) bad("shared memory without an object");
+    if (v.kind() == image::Vma::SHARED_ANON && v.shmem() == 0)
+      bad("shared memory without an object");
     if (v.kind() == image::Vma::ANON && v.shared()) bad("anonymous and shared");
     constexpr std::uint64_t known = (image::VMA_MAYWRITE << 1) - 1;
     if ((v.flags() & ~known) != 0) bad("unknown flags");
@@ -84,11 +89,13 @@ void check_vmas(const image::Mm& mm, std::vector<std::string>& reasons) {
 
 void check_process(const image::Process& p, bool final, std::vector<std::string>& reasons) {
   std::string whose = fmt::format("process {}", p.pid());
-  if (p.threads_size() == 0 || p.threads(0).tid() != p.pid()) reasons.push_back(whose + ": no leader");
+  if (p.threads_size() == 0 || p.threads(0).tid() != p.pid())
+    reasons.push_back(whose + ": no leader");
   if (p.exit_signal() != SIGCHLD && p.exit_signal() != 0) {
     reasons.push_back(fmt::format("{}: exit signal {}", whose, p.exit_signal()));
   }
-  if (p.cwd_private_file() != 0) reasons.push_back(whose + ": a private working directory by number");
+  if (p.cwd_private_file() != 0)
+    reasons.push_back(whose + ": a private working directory by number");
   check_vmas(p.mm(), reasons);
   for (const std::string& info : p.pending()) check_pending(info, whose, reasons);
   if (!final) return;
@@ -100,7 +107,8 @@ void check_process(const image::Process& p, bool final, std::vector<std::string>
 std::vector<std::string> reasons_against(const image::Capsule& capsule, bool final) {
   std::vector<std::string> reasons;
   if (capsule.version() != image_version) {
-    reasons.push_back(fmt::format("image version {}, this is version {}", capsule.version(), image_version));
+    reasons.push_back(
+        fmt::format("image version {}, this is version {}", capsule.version(), image_version));
   }
   if (capsule.processes_size() != 1) {
     reasons.push_back(fmt::format("a tree of {} processes", capsule.processes_size()));

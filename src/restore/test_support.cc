@@ -86,11 +86,14 @@ std::int64_t unshare_clocks(const Ask& ask) {
     if (rest < 0) --s, rest += 1'000'000'000;
     return fmt::format("{} {} {}\n", clock, s, rest);
   };
-  return write_file("/proc/self/timens_offsets", line("monotonic", ask.a) + line("boottime", ask.b)) ? 0 : -EIO;
+  return write_file("/proc/self/timens_offsets", line("monotonic", ask.a) + line("boottime", ask.b))
+             ? 0
+             : -EIO;
 }
 
 // PID 1 of a shell: a fork of the test program.
-[[noreturn]] void run_init(int channel, const int (&stdio)[2], const std::function<int()>& program) {
+[[noreturn]] void run_init(int channel, const int (&stdio)[2],
+                           const std::function<int()>& program) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
   mount("proc", "/proc", "proc", 0, nullptr);
@@ -141,7 +144,8 @@ Result<void> make_pipe(UniqueFd (&ends)[2]) {
 
 std::string why_no_shells() {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return "the programs are forks of this test: the sanitizer's shadow (terabytes) would travel along";
+  return "the programs are forks of this test: the sanitizer's shadow (terabytes) would travel "
+         "along";
 #endif
   if (geteuid() != 0) return "needs root: PID namespaces, ptrace, set_tid";
   auto shell = TestShell::create();
@@ -150,12 +154,13 @@ std::string why_no_shells() {
 
 Result<std::unique_ptr<TestShell>> TestShell::create(const std::function<int()>& program) {
   std::unique_ptr<TestShell> shell(new TestShell);
-  shell->group_ = std::make_unique<sys::CgroupGroup>(
-      TRY(sys::CgroupGroup::create(fmt::format("godwit-restore-test-{}-{}", getpid(), random_hex(4)))));
+  shell->group_ = std::make_unique<sys::CgroupGroup>(TRY(
+      sys::CgroupGroup::create(fmt::format("godwit-restore-test-{}-{}", getpid(), random_hex(4)))));
   TRY(make_pipe(shell->stdin_));
   TRY(make_pipe(shell->stdout_));
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return os_error("socketpair");
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+    return os_error("socketpair");
   shell->channel_.reset(pair[0]);
   UniqueFd theirs(pair[1]);
   clone_args args{};
@@ -180,9 +185,11 @@ TestShell::~TestShell() {
 Result<std::int64_t> TestShell::ask(char what, std::int64_t a, std::int64_t b, int send_fd) {
   Ask message{what, a, b};
   std::int64_t answer = 0;
-  if (!send_with_fd(channel_.get(), &message, sizeof message, send_fd)) return os_error("sendmsg(init)");
+  if (!send_with_fd(channel_.get(), &message, sizeof message, send_fd))
+    return os_error("sendmsg(init)");
   if (read(channel_.get(), &answer, sizeof answer) != sizeof answer) return os_error("read(init)");
-  if (answer < 0) return os_error(fmt::format("init: {}({}, {})", what, a, b), static_cast<int>(-answer));
+  if (answer < 0)
+    return os_error(fmt::format("init: {}({}, {})", what, a, b), static_cast<int>(-answer));
   return answer;
 }
 
@@ -210,7 +217,8 @@ Result<std::string> TestShell::read_bytes(std::size_t bytes) {
   std::string text;
   while (text.size() < bytes) {
     pollfd p{stdout_[0].get(), POLLIN, 0};
-    if (poll(&p, 1, wait_ms) <= 0) return make_error(Errc::timeout, "the program wrote only '{}'", text);
+    if (poll(&p, 1, wait_ms) <= 0)
+      return make_error(Errc::timeout, "the program wrote only '{}'", text);
     char buffer[256];
     ssize_t n = read(stdout_[0].get(), buffer, std::min(sizeof buffer, bytes - text.size()));
     if (n <= 0) return make_error(Errc::peer_lost, "the program wrote only '{}'", text);
@@ -228,7 +236,8 @@ Result<void> TestShell::write_byte(char byte) {
 
 Result<SkeletonSource::Forked> TestShell::fork_skeleton(pid_t pid) {
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return os_error("socketpair");
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+    return os_error("socketpair");
   UniqueFd ours(pair[0]), theirs(pair[1]);
   Forked forked;
   forked.channel_there = static_cast<int>(TRY(ask('k', pid, 0, theirs.get())));
@@ -238,7 +247,8 @@ Result<SkeletonSource::Forked> TestShell::fork_skeleton(pid_t pid) {
   return forked;
 }
 
-Result<UniqueFd> TestShell::set_clocks(std::int64_t monotonic_delta_ns, std::int64_t boottime_delta_ns) {
+Result<UniqueFd> TestShell::set_clocks(std::int64_t monotonic_delta_ns,
+                                       std::int64_t boottime_delta_ns) {
   TRY(ask('t', monotonic_delta_ns, boottime_delta_ns, -1));
   return open_fd(fmt::format("/proc/{}/ns/time_for_children", init_pid_), O_RDONLY);
 }
@@ -283,7 +293,8 @@ StoppedProgram::~StoppedProgram() {
   kill(node_pid_, SIGKILL);
   for (auto tid = tids_.rbegin(); tid != tids_.rend(); ++tid) {
     int status = 0;
-    while (waitpid(*tid, &status, __WALL) == *tid && WIFSTOPPED(status)) ptrace(PTRACE_CONT, *tid, nullptr, nullptr);
+    while (waitpid(*tid, &status, __WALL) == *tid && WIFSTOPPED(status))
+      ptrace(PTRACE_CONT, *tid, nullptr, nullptr);
   }
 }
 
@@ -323,11 +334,13 @@ Result<void> StoppedProgram::describe_threads(image::Process& p) {
     const sys::Regs original = stopped.regs;
     t.set_xstate(TRY(sys::ptrace_get_xstate(tid)));
     (t.set_sigmask)(TRY(sys::ptrace_get_sigmask(tid)));
-    for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(tid, false))) t.add_pending(&info, 128);
+    for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(tid, false)))
+      t.add_pending(&info, 128);
     sys::RseqConfig rseq = TRY(sys::ptrace_get_rseq(tid));
     t.set_rseq_addr(rseq.address), t.set_rseq_size(rseq.size), t.set_rseq_signature(rseq.signature);
     std::uint64_t list[2] = {};
-    if (syscall(SYS_get_robust_list, tid, &list[0], &list[1]) != 0) return os_error("get_robust_list");
+    if (syscall(SYS_get_robust_list, tid, &list[0], &list[1]) != 0)
+      return os_error("get_robust_list");
     t.set_robust_list(list[0]), t.set_robust_list_len(list[1]);
     TRY(remote.map_arena(stopped));
     sys::RemoteBatch b(remote);
@@ -339,16 +352,19 @@ Result<void> StoppedProgram::describe_threads(image::Process& p) {
     TRY(remote.run(stopped, b));
     auto alt = b.get<stack_t>(stack);
     t.set_altstack_sp(reinterpret_cast<std::uint64_t>(alt.ss_sp));
-    t.set_altstack_size(alt.ss_size), t.set_altstack_flags(static_cast<std::uint32_t>(alt.ss_flags));
+    t.set_altstack_size(alt.ss_size),
+        t.set_altstack_flags(static_cast<std::uint32_t>(alt.ss_flags));
     t.set_clear_child_tid(b.get<std::uint64_t>(clear));
     t.set_timerslack_ns(static_cast<std::uint64_t>(b.result(slack)));
     t.set_personality(static_cast<std::uint64_t>(b.result(person)));
     TRY(remote.unmap_arena(stopped));
     const sys::Regs& regs = original;
-    if (static_cast<std::int64_t>(regs.rax) == sys::err_restart_restartblock && sys::in_syscall(regs)) {
+    if (static_cast<std::int64_t>(regs.rax) == sys::err_restart_restartblock &&
+        sys::in_syscall(regs)) {
       image::Restart& r = *t.mutable_restart();  // The test fills in what is left.
       r.set_nr(static_cast<std::int64_t>(regs.orig_rax));
-      for (std::uint64_t a : {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9}) r.add_args(a);
+      for (std::uint64_t a : {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9})
+        r.add_args(a);
     }
     t.set_regs(&regs, sizeof regs);
     t.set_mce_kill_policy(2);
@@ -358,8 +374,10 @@ Result<void> StoppedProgram::describe_threads(image::Process& p) {
     t.set_nice(getpriority(PRIO_PROCESS, static_cast<id_t>(tid)));
     t.set_rt_priority(static_cast<std::uint32_t>(param.sched_priority));
     image::Creds& k = *t.mutable_creds();
-    k.set_ruid(status.uids[0]), k.set_euid(status.uids[1]), k.set_suid(status.uids[2]), k.set_fsuid(status.uids[3]);
-    k.set_rgid(status.gids[0]), k.set_egid(status.gids[1]), k.set_sgid(status.gids[2]), k.set_fsgid(status.gids[3]);
+    k.set_ruid(status.uids[0]), k.set_euid(status.uids[1]), k.set_suid(status.uids[2]),
+        k.set_fsuid(status.uids[3]);
+    k.set_rgid(status.gids[0]), k.set_egid(status.gids[1]), k.set_sgid(status.gids[2]),
+        k.set_fsgid(status.gids[3]);
     for (std::uint32_t g : status.groups) k.add_groups(g);
     k.set_cap_inheritable(status.cap_inheritable), k.set_cap_permitted(status.cap_permitted);
     k.set_cap_effective(status.cap_effective), k.set_cap_bounding(status.cap_bounding);
@@ -368,7 +386,8 @@ Result<void> StoppedProgram::describe_threads(image::Process& p) {
     for (unsigned i = 0; status.seccomp_mode == 2; ++i) {
       auto filter = TRY(sys::ptrace_get_seccomp(tid, i));
       if (!filter) break;
-      t.add_seccomp_filters()->set_instructions(filter->instructions.data(), filter->instructions.size() * sizeof(sock_filter));
+      t.add_seccomp_filters()->set_instructions(filter->instructions.data(),
+                                                filter->instructions.size() * sizeof(sock_filter));
     }
   }
   return {};
@@ -393,7 +412,8 @@ Result<void> StoppedProgram::describe_process(image::Process& p) {
     if (a[0] == 0 && a[1] == 0) continue;
     image::SigAction& action = *p.add_sigactions();
     action.set_signal(s);
-    action.set_handler(a[0]), action.set_flags(a[1]), action.set_restorer(a[2]), action.set_mask(a[3]);
+    action.set_handler(a[0]), action.set_flags(a[1]), action.set_restorer(a[2]),
+        action.set_mask(a[3]);
   }
   p.mutable_mm()->set_brk(static_cast<std::uint64_t>(b.result(brk)));
   p.set_dumpable(static_cast<std::uint32_t>(b.result(dumpable)));
@@ -409,8 +429,10 @@ Result<void> StoppedProgram::describe_process(image::Process& p) {
   sys::ProcStat stat = TRY(sys::read_stat(node_pid_, node_pid_));
   image::Mm& mm = *p.mutable_mm();
   mm.set_start_code(stat.start_code), mm.set_end_code(stat.end_code);
-  mm.set_start_data(stat.start_data), mm.set_end_data(stat.end_data), mm.set_start_brk(stat.start_brk);
-  mm.set_start_stack(stat.start_stack), mm.set_arg_start(stat.arg_start), mm.set_arg_end(stat.arg_end);
+  mm.set_start_data(stat.start_data), mm.set_end_data(stat.end_data),
+      mm.set_start_brk(stat.start_brk);
+  mm.set_start_stack(stat.start_stack), mm.set_arg_start(stat.arg_start),
+      mm.set_arg_end(stat.arg_end);
   mm.set_env_start(stat.env_start), mm.set_env_end(stat.env_end);
   mm.set_auxv(TRY(read_file(fmt::format("/proc/{}/auxv", node_pid_))));
   sys::ProcStatus status = TRY(sys::read_status(node_pid_));
@@ -423,12 +445,14 @@ Result<void> StoppedProgram::describe_process(image::Process& p) {
     image::Rlimit& r = *p.add_rlimits();
     r.set_resource(l.resource), r.set_soft(l.soft), r.set_hard(l.hard);
   }
-  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(node_pid_, true))) p.add_pending(&info, 128);
+  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(node_pid_, true)))
+    p.add_pending(&info, 128);
   return {};
 }
 
 Result<std::uint32_t> StoppedProgram::private_file(image::Capsule& c, const std::string& proc_path,
-                                                   image::PrivateFile::Kind kind, const std::string& name) {
+                                                   image::PrivateFile::Kind kind,
+                                                   const std::string& name) {
   UniqueFd fd = TRY(open_fd(proc_path, O_RDWR));
   struct stat st {};
   if (fstat(fd.get(), &st) != 0) return os_error("fstat");
@@ -437,10 +461,12 @@ Result<std::uint32_t> StoppedProgram::private_file(image::Capsule& c, const std:
   f.set_id(static_cast<std::uint32_t>(c.private_files_size()));
   f.set_kind(kind);
   f.set_path(name);
-  f.set_mode(st.st_mode), f.set_uid(st.st_uid), f.set_gid(st.st_gid), f.set_size(static_cast<std::uint64_t>(st.st_size));
+  f.set_mode(st.st_mode), f.set_uid(st.st_uid), f.set_gid(st.st_gid),
+      f.set_size(static_cast<std::uint64_t>(st.st_size));
   f.set_mtime_ns(st.st_mtim.tv_sec * 1'000'000'000 + st.st_mtim.tv_nsec);
   f.set_space(0x8000'0000 | f.id());
-  if (kind == image::PrivateFile::MEMFD) f.set_seals(static_cast<std::uint32_t>(std::max(0, fcntl(fd.get(), F_GET_SEALS))) & ~1u);
+  if (kind == image::PrivateFile::MEMFD)
+    f.set_seals(static_cast<std::uint32_t>(std::max(0, fcntl(fd.get(), F_GET_SEALS))) & ~1u);
   by_inode_[st.st_ino] = f.id();
   content_[f.id()] = std::move(fd);
   return f.id();
@@ -480,15 +506,16 @@ Result<std::uint32_t> StoppedProgram::mapped_file(image::Capsule& c, const std::
 Result<void> StoppedProgram::describe_memory(image::Capsule& c) {
   image::Mm& mm = *c.mutable_processes(0)->mutable_mm();
   constexpr std::pair<const char*, std::uint32_t> flags[] = {
-      {"dc", image::VMA_DONTFORK}, {"dd", image::VMA_DONTDUMP},  {"hg", image::VMA_HUGEPAGE},
-      {"nh", image::VMA_NOHUGEPAGE}, {"wf", image::VMA_WIPEONFORK}, {"lo", image::VMA_LOCKED},
-      {"lf", image::VMA_LOCKONFAULT}, {"rr", image::VMA_RANDOM}, {"sr", image::VMA_SEQUENTIAL},
+      {"dc", image::VMA_DONTFORK},    {"dd", image::VMA_DONTDUMP},   {"hg", image::VMA_HUGEPAGE},
+      {"nh", image::VMA_NOHUGEPAGE},  {"wf", image::VMA_WIPEONFORK}, {"lo", image::VMA_LOCKED},
+      {"lf", image::VMA_LOCKONFAULT}, {"rr", image::VMA_RANDOM},     {"sr", image::VMA_SEQUENTIAL},
       {"nr", image::VMA_NORESERVE}};
   for (const sys::SmapsEntry& e : TRY(sys::read_smaps(node_pid_))) {
     if (e.map.path == "[vsyscall]") continue;
     image::Vma& v = *mm.add_vmas();
     v.set_start(e.map.start), v.set_end(e.map.end);
-    v.set_prot((e.map.read ? PROT_READ : 0) | (e.map.write ? PROT_WRITE : 0) | (e.map.exec ? PROT_EXEC : 0));
+    v.set_prot((e.map.read ? PROT_READ : 0) | (e.map.write ? PROT_WRITE : 0) |
+               (e.map.exec ? PROT_EXEC : 0));
     v.set_shared(e.map.shared);
     v.set_pgoff_bytes(e.map.offset);
     v.set_growsdown(e.has("gd"));
@@ -500,7 +527,8 @@ Result<void> StoppedProgram::describe_memory(image::Capsule& c) {
     if (e.map.path == "[vvar]") v.set_kind(image::Vma::VVAR);
     if (e.map.path == "[vvar_vclock]") v.set_kind(image::Vma::VVAR_VCLOCK);
     if (e.map.inode == 0) {
-      if (e.map.path.starts_with("[anon:")) v.set_anon_name(e.map.path.substr(6, e.map.path.size() - 7));
+      if (e.map.path.starts_with("[anon:"))
+        v.set_anon_name(e.map.path.substr(6, e.map.path.size() - 7));
       continue;
     }
     std::string proc_path = fmt::format("/proc/{}/map_files/{}", node_pid_, e.map.map_files_name());
@@ -512,7 +540,8 @@ Result<void> StoppedProgram::describe_memory(image::Capsule& c) {
     } else {
       v.set_kind(image::Vma::FILE);
       v.set_file(TRY(mapped_file(c, proc_path, path)));
-      if (e.map.shared && e.has("sh")) mm.mutable_mapped(static_cast<int>(v.file()) - 1)->set_written(e.map.write);
+      if (e.map.shared && e.has("sh"))
+        mm.mutable_mapped(static_cast<int>(v.file()) - 1)->set_written(e.map.write);
     }
   }
   std::string exe = fmt::format("/proc/{}/exe", node_pid_);
@@ -529,7 +558,9 @@ Result<void> StoppedProgram::describe_files(image::Capsule& c) {
     fd.set_fd(number);
     fd.set_cloexec((info.flags & O_CLOEXEC) != 0);
     for (const image::Fd& other : p.fds()) {
-      if (other.fd() != number && syscall(SYS_kcmp, node_pid_, node_pid_, 0, other.fd(), number) == 0) fd.set_file(other.file());
+      if (other.fd() != number &&
+          syscall(SYS_kcmp, node_pid_, node_pid_, 0, other.fd(), number) == 0)
+        fd.set_file(other.file());
     }
     if (fd.file() != 0) continue;
     image::OpenFile& f = *c.add_files();
@@ -569,13 +600,17 @@ Result<void> StoppedProgram::copy_process(const image::Process& p, Restorer& to)
   for (const image::Vma& v : p.mm().vmas()) {
     if (v.shared() || v.kind() > image::Vma::FILE) continue;
     std::vector<std::uint64_t> entries((v.end() - v.start()) / 4096);
-    if (pread(pagemap.get(), entries.data(), entries.size() * 8, static_cast<off_t>(v.start() / 4096 * 8)) < 0) return os_error("pread(pagemap)");
+    if (pread(pagemap.get(), entries.data(), entries.size() * 8,
+              static_cast<off_t>(v.start() / 4096 * 8)) < 0)
+      return os_error("pread(pagemap)");
     for (std::size_t i = 0; i < entries.size(); ++i) {
       constexpr std::uint64_t present_or_swapped = 3ull << 62, of_file = 1ull << 61;
       if ((entries[i] & present_or_swapped) == 0 || (entries[i] & of_file) != 0) continue;
       auto at = static_cast<off_t>(v.start() + i * 4096);
-      if (pread(mem.get(), page.data(), 4096, at) != 4096) return os_error(fmt::format("pread(mem, {:#x})", at));
-      if (pwrite(target.mem_fd, page.data(), 4096, at) != 4096) return os_error(fmt::format("pwrite(mem, {:#x})", at));
+      if (pread(mem.get(), page.data(), 4096, at) != 4096)
+        return os_error(fmt::format("pread(mem, {:#x})", at));
+      if (pwrite(target.mem_fd, page.data(), 4096, at) != 4096)
+        return os_error(fmt::format("pwrite(mem, {:#x})", at));
     }
   }
   return {};
@@ -586,8 +621,10 @@ Result<void> StoppedProgram::copy_content(const image::Capsule& image, Restorer&
   for (const image::PrivateFile& f : image.private_files()) {
     SpaceTarget target = TRY(to.space(f.space()));
     std::vector<char> content(f.size());
-    if (pread(content_.at(f.id()).get(), content.data(), content.size(), 0) != static_cast<ssize_t>(content.size()) ||
-        pwrite(target.file_fd, content.data(), content.size(), 0) != static_cast<ssize_t>(content.size())) {
+    if (pread(content_.at(f.id()).get(), content.data(), content.size(), 0) !=
+            static_cast<ssize_t>(content.size()) ||
+        pwrite(target.file_fd, content.data(), content.size(), 0) !=
+            static_cast<ssize_t>(content.size())) {
       return os_error(fmt::format("content of private file {}", f.id()));
     }
   }
@@ -620,7 +657,8 @@ Result<Moved> move_program(const std::function<int()>& program, const ChangeImag
   std::int64_t stopped_at = monotonic_ns();
   if (change) change(m.image);
   m.restorer = std::make_unique<Restorer>(TRY(Restorer::create(*m.target)));
-  TRY(m.restorer->align_clocks(monotonic_ns() + 2 * hour_ns, boottime_ns() + hour_ns));  // A fast message.
+  TRY(m.restorer->align_clocks(monotonic_ns() + 2 * hour_ns,
+                               boottime_ns() + hour_ns));  // A fast message.
   std::int64_t at = monotonic_us();
   auto lap = [&](std::int64_t& us) { us = std::exchange(at, monotonic_us()), us = at - us; };
   TRY(m.restorer->prepare(m.image));

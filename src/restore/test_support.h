@@ -43,7 +43,8 @@ class TestShell final : public SkeletonSource {
   Result<void> write_byte(char byte);
 
   Result<Forked> fork_skeleton(pid_t pid) override;
-  Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns, std::int64_t boottime_delta_ns) override;
+  Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns,
+                              std::int64_t boottime_delta_ns) override;
   Result<UniqueFd> stdio(std::uint32_t index, bool original) override;
   Result<UniqueFd> root() override;
   Result<void> set_last_pid(pid_t pid) override;
@@ -82,7 +83,8 @@ class StoppedProgram {
   Result<void> describe_files(image::Capsule& c);
   Result<std::uint32_t> private_file(image::Capsule& c, const std::string& proc_path,
                                      image::PrivateFile::Kind kind, const std::string& name);
-  Result<std::uint32_t> mapped_file(image::Capsule& c, const std::string& proc_path, const std::string& name);
+  Result<std::uint32_t> mapped_file(image::Capsule& c, const std::string& proc_path,
+                                    const std::string& name);
   Result<void> copy_process(const image::Process& p, Restorer& to);
 
   pid_t node_pid_ = 0, pid_ = 0;

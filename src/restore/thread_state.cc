@@ -62,7 +62,8 @@ void add_affinity(Batch& b, const image::Thread& t, const cpu_set_t& cpus, Notes
     if (cpu < CPU_SETSIZE && CPU_ISSET(cpu, &cpus)) CPU_SET(cpu, &mask), ++left;
   }
   if (left == 0) {
-    notes.push_back(fmt::format("thread {}: none of its processors exists here, runs on all", t.tid()));
+    notes.push_back(
+        fmt::format("thread {}: none of its processors exists here, runs on all", t.tid()));
     return;
   }
   if (left < t.affinity_size()) {
@@ -75,8 +76,8 @@ void add_affinity(Batch& b, const image::Thread& t, const cpu_set_t& cpus, Notes
 Result<void> add_scheduling(Batch& b, const ThreadContext& c, Notes& notes) {
   const image::Thread& t = c.thread;
   add_affinity(b, t, c.cpus, notes);
-  SchedAttr attr{sizeof(SchedAttr), t.sched_policy(), t.sched_flags(), t.nice(), t.rt_priority(),
-                 t.dl_runtime(), t.dl_deadline(), t.dl_period()};
+  SchedAttr attr{sizeof(SchedAttr), t.sched_policy(), t.sched_flags(), t.nice(),
+                 t.rt_priority(),   t.dl_runtime(),   t.dl_deadline(), t.dl_period()};
   b.call(SYS_sched_setattr, "sched_setattr", {0, b.put_value(attr), 0});
   constexpr std::uint64_t ioprio_who_process = 1;
   if (t.ioprio() != 0) b.call(SYS_ioprio_set, "ioprio_set", {ioprio_who_process, 0, t.ioprio()});
@@ -84,7 +85,8 @@ Result<void> add_scheduling(Batch& b, const ThreadContext& c, Notes& notes) {
     b.call(SYS_prctl, "prctl(PR_SET_TIMERSLACK)", {PR_SET_TIMERSLACK, t.timerslack_ns()});
   }
   if (!t.mempolicy().empty()) {
-    if (t.mempolicy().size() < 4) return make_error(Errc::invalid, "memory policy of thread {}", t.tid());
+    if (t.mempolicy().size() < 4)
+      return make_error(Errc::invalid, "memory policy of thread {}", t.tid());
     std::uint32_t mode = 0;
     std::memcpy(&mode, t.mempolicy().data(), 4);
     std::string mask = t.mempolicy().substr(4);
@@ -99,7 +101,8 @@ Result<void> add_controls(Batch& b, const image::Thread& t) {
   if (t.personality() != 0) b.call(SYS_personality, "personality", {t.personality()});
   for (const image::SpeculationCtrl& s : t.speculation()) {
     // The value is that of PR_GET_SPECULATION_CTRL; only what prctl may set, and isn't default.
-    constexpr std::uint32_t settable = PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE | PR_SPEC_DISABLE_NOEXEC;
+    constexpr std::uint32_t settable =
+        PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE | PR_SPEC_DISABLE_NOEXEC;
     if ((s.value() & PR_SPEC_PRCTL) == 0 || (s.value() & settable) == 0) continue;
     b.call(SYS_prctl, "prctl(PR_SET_SPECULATION_CTRL)",
            {PR_SET_SPECULATION_CTRL, s.which(), s.value() & settable});
@@ -152,27 +155,31 @@ void add_pending_signals(Batch& b, const ThreadContext& c) {
   for (const std::string& info : c.thread.pending()) {
     std::int32_t signal = 0;
     std::memcpy(&signal, info.data(), sizeof signal);
-    b.call(SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo",
-           {u(c.process.pid()), u(c.thread.tid()), u(signal), b.put(std::as_bytes(std::span(info)))});
+    b.call(
+        SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo",
+        {u(c.process.pid()), u(c.thread.tid()), u(signal), b.put(std::as_bytes(std::span(info)))});
   }
 }
 
 // From root with all capabilities to what the program had. SECBIT_NO_SETUID_FIXUP keeps the
 // capabilities over setresuid; each step then needs only what is still there:
-// inheritable before bounding (a capability outside the bounding set can't be added), ambient before
-// securebits (which may forbid raising) and before permitted shrinks (the kernel intersects).
+// inheritable before bounding (a capability outside the bounding set can't be added), ambient
+// before securebits (which may forbid raising) and before permitted shrinks (the kernel
+// intersects).
 Result<void> add_credentials(Batch& b, const ThreadContext& c) {
   const image::Creds& k = c.thread.creds();
   b.about(fmt::format("credentials of thread {}", c.thread.tid()));
-  if (std::uint64_t missing = (k.cap_permitted() | k.cap_bounding()) & ~c.cap_bounding; missing != 0) {
-    return make_error(Errc::refused, "thread {}: this node can't give capabilities {:#x}", c.thread.tid(),
-                      missing);
+  if (std::uint64_t missing = (k.cap_permitted() | k.cap_bounding()) & ~c.cap_bounding;
+      missing != 0) {
+    return make_error(Errc::refused, "thread {}: this node can't give capabilities {:#x}",
+                      c.thread.tid(), missing);
   }
   b.call(SYS_prctl, "prctl(PR_SET_SECUREBITS)",
          {PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS});
   std::uint64_t groups = 0;
   if (k.groups_size() > 0) {
-    groups = b.put(std::as_bytes(std::span(k.groups().data(), static_cast<std::size_t>(k.groups_size()))));
+    groups = b.put(
+        std::as_bytes(std::span(k.groups().data(), static_cast<std::size_t>(k.groups_size()))));
   }
   b.call(SYS_setgroups, "setgroups", {u(k.groups_size()), groups});
   b.call(SYS_setresgid, "setresgid", {k.rgid(), k.egid(), k.sgid()});
@@ -187,13 +194,15 @@ Result<void> add_credentials(Batch& b, const ThreadContext& c) {
   }
   for (std::uint64_t cap = 0; cap < 64; ++cap) {
     if ((k.cap_ambient() >> cap & 1) != 0) {
-      b.call(SYS_prctl, "prctl(PR_CAP_AMBIENT_RAISE)", {PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0});
+      b.call(SYS_prctl, "prctl(PR_CAP_AMBIENT_RAISE)",
+             {PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0});
     }
   }
   std::uint64_t securebits = k.securebits() | (k.keep_caps() ? std::uint64_t{SECBIT_KEEP_CAPS} : 0);
   b.call(SYS_prctl, "prctl(PR_SET_SECUREBITS)", {PR_SET_SECUREBITS, securebits});
   add_capabilities(b, k.cap_effective(), k.cap_permitted(), k.cap_inheritable());
-  if (k.no_new_privs()) b.call(SYS_prctl, "prctl(PR_SET_NO_NEW_PRIVS)", {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0});
+  if (k.no_new_privs())
+    b.call(SYS_prctl, "prctl(PR_SET_NO_NEW_PRIVS)", {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0});
   // A change of credentials clears it.
   if (c.thread.pdeath_signal() != 0) {
     b.call(SYS_prctl, "prctl(PR_SET_PDEATHSIG)", {PR_SET_PDEATHSIG, u(c.thread.pdeath_signal())});
@@ -201,15 +210,19 @@ Result<void> add_credentials(Batch& b, const ThreadContext& c) {
   return {};
 }
 
-Result<void> add_seccomp_filter(Batch& b, const image::SeccompFilter& filter, unsigned extra_flags) {
+Result<void> add_seccomp_filter(Batch& b, const image::SeccompFilter& filter,
+                                unsigned extra_flags) {
   std::size_t count = filter.instructions().size() / sizeof(sock_filter);
-  if (count == 0 || count > BPF_MAXINSNS || filter.instructions().size() % sizeof(sock_filter) != 0) {
+  if (count == 0 || count > BPF_MAXINSNS ||
+      filter.instructions().size() % sizeof(sock_filter) != 0) {
     return make_error(Errc::invalid, "a seccomp filter of {} bytes", filter.instructions().size());
   }
   struct {
     std::uint16_t count, pad[3];
     std::uint64_t instructions;
-  } program = {static_cast<std::uint16_t>(count), {}, b.put(std::as_bytes(std::span(filter.instructions())))};
+  } program = {static_cast<std::uint16_t>(count),
+               {},
+               b.put(std::as_bytes(std::span(filter.instructions())))};
   b.call(SYS_seccomp, "seccomp(SECCOMP_SET_MODE_FILTER)",
          {SECCOMP_SET_MODE_FILTER, filter.flags() | extra_flags, b.put_value(program)});
   return {};
@@ -220,7 +233,8 @@ int seccomp_shared(const image::Process& process) {
   for (const image::Thread& t : process.threads()) {
     int same = 0;
     while (same < shared && same < t.seccomp_filters_size() &&
-           t.seccomp_filters(same).instructions() == process.threads(0).seccomp_filters(same).instructions() &&
+           t.seccomp_filters(same).instructions() ==
+               process.threads(0).seccomp_filters(same).instructions() &&
            t.seccomp_filters(same).flags() == process.threads(0).seccomp_filters(same).flags()) {
       ++same;
     }
@@ -231,9 +245,10 @@ int seccomp_shared(const image::Process& process) {
 
 std::size_t thread_data_bytes(const ThreadContext& c) {
   constexpr std::size_t calls_max = 160;
-  std::size_t bytes = calls_max * sizeof(RemoteCall) + 4096 + c.thread.mempolicy().size() +
-                      static_cast<std::size_t>(c.thread.creds().groups_size()) * 4 +
-                      static_cast<std::size_t>(c.thread.pending_size()) * (sizeof(RemoteCall) + siginfo_bytes + 16);
+  std::size_t bytes =
+      calls_max * sizeof(RemoteCall) + 4096 + c.thread.mempolicy().size() +
+      static_cast<std::size_t>(c.thread.creds().groups_size()) * 4 +
+      static_cast<std::size_t>(c.thread.pending_size()) * (sizeof(RemoteCall) + siginfo_bytes + 16);
   for (int i = c.seccomp_shared; i < c.thread.seccomp_filters_size(); ++i) {
     bytes += c.thread.seccomp_filters(i).instructions().size() + sizeof(RemoteCall) + 64;
   }

@@ -1,8 +1,8 @@
 // The state of one thread that only the thread itself can set, as calls of a batch.
 //
 // Order matters, and is the order of these functions: what needs privilege comes before the
-// credentials. Seccomp filters are installed while they are suspended (PTRACE_O_SUSPEND_SECCOMP), so
-// they may come early too: without no_new_privs installing one takes CAP_SYS_ADMIN, which the
+// credentials. Seccomp filters are installed while they are suspended (PTRACE_O_SUSPEND_SECCOMP),
+// so they may come early too: without no_new_privs installing one takes CAP_SYS_ADMIN, which the
 // credentials take away.
 #pragma once
 
@@ -16,22 +16,24 @@
 
 namespace godwit::restore {
 
-// What couldn't be restored exactly and doesn't stop the program from running well; shown to people.
+// What couldn't be restored exactly and doesn't stop the program from running well; shown to
+// people.
 using Notes = std::vector<std::string>;
 
 struct ThreadContext {
   const image::Process& process;
   const image::Thread& thread;
-  int seccomp_shared;            // That many filters are there already (set for all threads at once).
-  const cpu_set_t& cpus;         // Of the target.
-  std::uint64_t cap_bounding;    // Of the skeleton.
+  int seccomp_shared;          // That many filters are there already (set for all threads at once).
+  const cpu_set_t& cpus;       // Of the target.
+  std::uint64_t cap_bounding;  // Of the skeleton.
 };
 
 Result<void> add_thread_state(Batch& batch, const ThreadContext& context, Notes& notes);
 void add_pending_signals(Batch& batch, const ThreadContext& context);
 Result<void> add_credentials(Batch& batch, const ThreadContext& context);
 
-Result<void> add_seccomp_filter(Batch& batch, const image::SeccompFilter& filter, unsigned extra_flags);
+Result<void> add_seccomp_filter(Batch& batch, const image::SeccompFilter& filter,
+                                unsigned extra_flags);
 // How many filters, from the outermost, all threads have in common.
 int seccomp_shared(const image::Process& process);
 // An upper bound of what the functions above put into the arena.

@@ -29,7 +29,8 @@ inline constexpr std::uint64_t page_present = 1 << 3;
 inline constexpr std::uint64_t page_swapped = 1 << 4;
 inline constexpr std::uint64_t page_pfnzero = 1 << 5;
 inline constexpr std::uint64_t page_huge = 1 << 6;
-inline constexpr std::uint64_t page_guard = 1 << 8;  // MADV_GUARD_INSTALL; see pagemap_guard_supported.
+inline constexpr std::uint64_t page_guard =
+    1 << 8;  // MADV_GUARD_INSTALL; see pagemap_guard_supported.
 
 struct PageRegion {  // struct page_region of the kernel
   std::uint64_t start;

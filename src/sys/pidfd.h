@@ -18,10 +18,20 @@ Result<void> pidfd_send_signal(int pidfd, int signal);
 // Whether the process has ended (it may be a zombie).
 bool pidfd_exited(int pidfd);
 
-enum class KcmpType { file = 0, vm = 1, files = 2, fs = 3, sighand = 4, io = 5, sysvsem = 6, epoll_slot = 7 };
+enum class KcmpType {
+  file = 0,
+  vm = 1,
+  files = 2,
+  fs = 3,
+  sighand = 4,
+  io = 5,
+  sysvsem = 6,
+  epoll_slot = 7
+};
 
 // Orders kernel objects: 0 equal, 1 less, 2 greater, 3 different without order. For all but `file`
 // and `epoll_slot` the indices are ignored.
-Result<int> kcmp(pid_t a, pid_t b, KcmpType type, std::uint64_t index_a = 0, std::uint64_t index_b = 0);
+Result<int> kcmp(pid_t a, pid_t b, KcmpType type, std::uint64_t index_a = 0,
+                 std::uint64_t index_b = 0);
 
 }  // namespace godwit::sys

@@ -96,11 +96,14 @@ MapEntry parse_map_line(std::string_view line) {
 }
 
 bool is_map_line(std::string_view line) {
-  // Field lines of smaps start with a capital letter, map lines with a hexadecimal digit in lower case.
+  // Field lines of smaps start with a capital letter, map lines with a hexadecimal digit in lower
+  // case.
   return !line.empty() && (line[0] < 'A' || line[0] > 'Z');
 }
 
-std::uint64_t kilobytes(std::string_view value) { return number<std::uint64_t>(Cursor(value).word()); }
+std::uint64_t kilobytes(std::string_view value) {
+  return number<std::uint64_t>(Cursor(value).word());
+}
 
 void parse_smaps_field(std::string_view line, SmapsEntry& entry) {
   Cursor c(line);
@@ -123,41 +126,72 @@ void parse_smaps_field(std::string_view line, SmapsEntry& entry) {
 
 void parse_status_line(std::string_view name, std::string_view value, ProcStatus& s) {
   auto hex = [&](std::uint64_t& out) { out = number<std::uint64_t>(value, 16); };
-  auto four = [&](std::uint32_t (&out)[4]) {
+  auto four = [&](std::uint32_t(&out)[4]) {
     std::vector<std::uint32_t> ids = numbers<std::uint32_t>(value);
     std::copy_n(ids.begin(), std::min<std::size_t>(4, ids.size()), out);
   };
-  if (name == "Name") s.name = value;
-  else if (name == "State") s.state = value.empty() ? '?' : value[0];
-  else if (name == "Tgid") s.tgid = number<pid_t>(value);
-  else if (name == "PPid") s.ppid = number<pid_t>(value);
-  else if (name == "NSpid") s.ns_pid = numbers<pid_t>(value);
-  else if (name == "NStgid") s.ns_tgid = numbers<pid_t>(value);
-  else if (name == "NSpgid") s.ns_pgid = numbers<pid_t>(value);
-  else if (name == "NSsid") s.ns_sid = numbers<pid_t>(value);
-  else if (name == "Umask") s.umask = number<std::uint32_t>(value, 8);
-  else if (name == "Uid") four(s.uids);
-  else if (name == "Gid") four(s.gids);
-  else if (name == "Groups") s.groups = numbers<std::uint32_t>(value);
-  else if (name == "VmSize") s.vm_size_kb = kilobytes(value);
-  else if (name == "VmRSS") s.vm_rss_kb = kilobytes(value);
-  else if (name == "VmLck") s.vm_locked_kb = kilobytes(value);
-  else if (name == "Threads") s.threads = number<int>(value);
-  else if (name == "TracerPid") s.tracer = number<pid_t>(value);
-  else if (name == "SigPnd") hex(s.sig_pending);
-  else if (name == "ShdPnd") hex(s.shared_pending);
-  else if (name == "SigBlk") hex(s.sig_blocked);
-  else if (name == "SigIgn") hex(s.sig_ignored);
-  else if (name == "SigCgt") hex(s.sig_caught);
-  else if (name == "CapInh") hex(s.cap_inheritable);
-  else if (name == "CapPrm") hex(s.cap_permitted);
-  else if (name == "CapEff") hex(s.cap_effective);
-  else if (name == "CapBnd") hex(s.cap_bounding);
-  else if (name == "CapAmb") hex(s.cap_ambient);
-  else if (name == "NoNewPrivs") s.no_new_privs = value == "1";
-  else if (name == "Seccomp") s.seccomp_mode = number<int>(value);
-  else if (name == "THP_enabled") s.thp_enabled = value == "1";
-  else if (name == "x86_Thread_features") s.shadow_stack = value.find("shstk") != std::string_view::npos;
+  if (name == "Name")
+    s.name = value;
+  else if (name == "State")
+    s.state = value.empty() ? '?' : value[0];
+  else if (name == "Tgid")
+    s.tgid = number<pid_t>(value);
+  else if (name == "PPid")
+    s.ppid = number<pid_t>(value);
+  else if (name == "NSpid")
+    s.ns_pid = numbers<pid_t>(value);
+  else if (name == "NStgid")
+    s.ns_tgid = numbers<pid_t>(value);
+  else if (name == "NSpgid")
+    s.ns_pgid = numbers<pid_t>(value);
+  else if (name == "NSsid")
+    s.ns_sid = numbers<pid_t>(value);
+  else if (name == "Umask")
+    s.umask = number<std::uint32_t>(value, 8);
+  else if (name == "Uid")
+    four(s.uids);
+  else if (name == "Gid")
+    four(s.gids);
+  else if (name == "Groups")
+    s.groups = numbers<std::uint32_t>(value);
+  else if (name == "VmSize")
+    s.vm_size_kb = kilobytes(value);
+  else if (name == "VmRSS")
+    s.vm_rss_kb = kilobytes(value);
+  else if (name == "VmLck")
+    s.vm_locked_kb = kilobytes(value);
+  else if (name == "Threads")
+    s.threads = number<int>(value);
+  else if (name == "TracerPid")
+    s.tracer = number<pid_t>(value);
+  else if (name == "SigPnd")
+    hex(s.sig_pending);
+  else if (name == "ShdPnd")
+    hex(s.shared_pending);
+  else if (name == "SigBlk")
+    hex(s.sig_blocked);
+  else if (name == "SigIgn")
+    hex(s.sig_ignored);
+  else if (name == "SigCgt")
+    hex(s.sig_caught);
+  else if (name == "CapInh")
+    hex(s.cap_inheritable);
+  else if (name == "CapPrm")
+    hex(s.cap_permitted);
+  else if (name == "CapEff")
+    hex(s.cap_effective);
+  else if (name == "CapBnd")
+    hex(s.cap_bounding);
+  else if (name == "CapAmb")
+    hex(s.cap_ambient);
+  else if (name == "NoNewPrivs")
+    s.no_new_privs = value == "1";
+  else if (name == "Seccomp")
+    s.seccomp_mode = number<int>(value);
+  else if (name == "THP_enabled")
+    s.thp_enabled = value == "1";
+  else if (name == "x86_Thread_features")
+    s.shadow_stack = value.find("shstk") != std::string_view::npos;
 }
 
 Result<std::vector<int>> list_numeric(const std::string& path) {
@@ -179,7 +213,9 @@ Result<std::vector<int>> list_numeric(const std::string& path) {
 
 }  // namespace
 
-std::string proc_path(pid_t pid, const std::string& rest) { return fmt::format("/proc/{}/{}", pid, rest); }
+std::string proc_path(pid_t pid, const std::string& rest) {
+  return fmt::format("/proc/{}/{}", pid, rest);
+}
 std::string proc_path(pid_t pid, pid_t tid, const std::string& rest) {
   return fmt::format("/proc/{}/task/{}/{}", pid, tid, rest);
 }
@@ -211,7 +247,8 @@ Result<ProcStatus> read_status(const UniqueFd& fd) {
   ssize_t n = ::pread(fd.get(), text, sizeof text, 0);
   if (n < 0 && errno == ESRCH) return make_error(Errc::tracee_gone, "a thread has ended");
   if (n < 0) return os_error("pread(/proc/PID/status)");
-  if (static_cast<std::size_t>(n) == sizeof text) return make_error(Errc::unsupported, "/proc/PID/status is too long");
+  if (static_cast<std::size_t>(n) == sizeof text)
+    return make_error(Errc::unsupported, "/proc/PID/status is too long");
   return parse_status(std::string_view(text, static_cast<std::size_t>(n)));
 }
 
@@ -253,7 +290,8 @@ Result<ProcStat> read_stat(pid_t pid, pid_t tid) {
   Cursor c(std::string_view(text).substr(close + 1));
   std::vector<std::string_view> f(3);  // So that indices are those of proc(5), from 1.
   for (std::string_view w = c.word(); !w.empty(); w = c.word()) f.push_back(w);
-  if (f.size() <= 51) return make_error(Errc::unsupported, "/proc/{}/stat has {} fields", pid, f.size());
+  if (f.size() <= 51)
+    return make_error(Errc::unsupported, "/proc/{}/stat has {} fields", pid, f.size());
   auto u64 = [&](int i) { return number<std::uint64_t>(f[static_cast<std::size_t>(i)]); };
   auto i32 = [&](int i) { return number<int>(f[static_cast<std::size_t>(i)]); };
   s.state = f[3][0];
@@ -301,8 +339,8 @@ Result<std::vector<ProcLimit>> read_limits(pid_t pid) {
     }
   }
   if (limits.size() != std::size(names))
-    return make_error(Errc::unsupported, "/proc/{}/limits: {} of {} limits understood", pid, limits.size(),
-                      std::size(names));
+    return make_error(Errc::unsupported, "/proc/{}/limits: {} of {} limits understood", pid,
+                      limits.size(), std::size(names));
   return limits;
 }
 

@@ -18,13 +18,13 @@ struct ProcStatus {
   std::string name;
   char state = '?';
   pid_t tgid = 0;
-  pid_t ppid = 0;                  // As the reader sees it.
-  std::vector<pid_t> ns_pid;       // Of the thread, outermost PID namespace first.
+  pid_t ppid = 0;             // As the reader sees it.
+  std::vector<pid_t> ns_pid;  // Of the thread, outermost PID namespace first.
   std::vector<pid_t> ns_tgid;
   std::vector<pid_t> ns_pgid;
   std::vector<pid_t> ns_sid;
   std::uint32_t umask = 0;
-  std::uint32_t uids[4] = {};      // Real, effective, saved, file system.
+  std::uint32_t uids[4] = {};  // Real, effective, saved, file system.
   std::uint32_t gids[4] = {};
   std::vector<std::uint32_t> groups;
   std::uint64_t vm_size_kb = 0, vm_rss_kb = 0, vm_locked_kb = 0;
@@ -37,7 +37,7 @@ struct ProcStatus {
   bool no_new_privs = false;
   int seccomp_mode = 0;
   bool thp_enabled = true;
-  bool shadow_stack = false;       // x86_Thread_features
+  bool shadow_stack = false;  // x86_Thread_features
 };
 Result<ProcStatus> read_status(pid_t pid, pid_t tid);
 inline Result<ProcStatus> read_status(pid_t pid) { return read_status(pid, pid); }
@@ -51,7 +51,7 @@ struct MapEntry {
   std::uint64_t offset = 0;
   std::uint32_t dev_major = 0, dev_minor = 0;
   std::uint64_t inode = 0;
-  std::string path;                // With " (deleted)" taken off:
+  std::string path;  // With " (deleted)" taken off:
   bool deleted = false;
 
   bool is_special(const char* name) const { return inode == 0 && path == name; }
@@ -82,32 +82,33 @@ struct ProcStat {
   std::uint64_t start_code = 0, end_code = 0, start_stack = 0;
   std::uint64_t start_data = 0, end_data = 0, start_brk = 0;
   std::uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
-  std::uint32_t flags = 0;         // PF_*
+  std::uint32_t flags = 0;  // PF_*
 };
 Result<ProcStat> read_stat(pid_t pid, pid_t tid);
 
 struct ProcLimit {
-  std::uint32_t resource = 0;      // RLIMIT_*
+  std::uint32_t resource = 0;        // RLIMIT_*
   std::uint64_t soft = 0, hard = 0;  // RLIM64_INFINITY is ~0.
 };
 Result<std::vector<ProcLimit>> read_limits(pid_t pid);
 
-// /proc/PID/fdinfo/FD: the common fields, and every line by name (a name may repeat: eventfds, inotify, locks).
+// /proc/PID/fdinfo/FD: the common fields, and every line by name (a name may repeat: eventfds,
+// inotify, locks).
 struct FdInfo {
   std::int64_t pos = 0;
-  std::uint32_t flags = 0;         // Octal in the file, O_CLOEXEC included.
+  std::uint32_t flags = 0;  // Octal in the file, O_CLOEXEC included.
   std::uint64_t mount_id = 0, inode = 0;
   std::vector<std::pair<std::string, std::string>> lines;
   const std::string* find(const std::string& name) const;
 };
 Result<FdInfo> read_fdinfo(pid_t pid, int fd);
-Result<std::vector<int>> list_fds(pid_t pid);       // Sorted.
+Result<std::vector<int>> list_fds(pid_t pid);        // Sorted.
 Result<std::vector<pid_t>> list_threads(pid_t pid);  // The leader first.
 Result<std::string> read_link(const std::string& path);
 
 // /proc/PID/task/TID/syscall: what a sleeping thread is waiting in.
 struct ProcSyscall {
-  bool running = false;            // On a processor, or not in a call: the rest says nothing.
+  bool running = false;  // On a processor, or not in a call: the rest says nothing.
   std::int64_t nr = -1;
   std::uint64_t args[6] = {};
 };

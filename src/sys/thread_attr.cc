@@ -33,7 +33,8 @@ constexpr std::size_t cpus_max = 8192;  // CONFIG_NR_CPUS of distributions.
 Result<ThreadAttr> read_thread_attr(pid_t tid) {
   ThreadAttr out;
   SchedAttr attr{};
-  if (::syscall(SYS_sched_getattr, tid, &attr, sizeof attr, 0) < 0) return failed("sched_getattr", tid);
+  if (::syscall(SYS_sched_getattr, tid, &attr, sizeof attr, 0) < 0)
+    return failed("sched_getattr", tid);
   out.policy = attr.policy, out.flags = attr.flags, out.nice = attr.nice;
   out.rt_priority = attr.priority;
   out.dl_runtime = attr.runtime, out.dl_deadline = attr.deadline, out.dl_period = attr.period;
@@ -43,7 +44,8 @@ Result<ThreadAttr> read_thread_attr(pid_t tid) {
   if (bytes < 0) return failed("sched_getaffinity", tid);
   for (std::uint32_t cpu = 0; cpu < static_cast<std::uint32_t>(bytes) * 8; ++cpu)
     if (mask[cpu / 8] & (1u << (cpu % 8))) out.affinity.push_back(cpu);
-  if (static_cast<long>(out.affinity.size()) >= ::sysconf(_SC_NPROCESSORS_ONLN)) out.affinity.clear();
+  if (static_cast<long>(out.affinity.size()) >= ::sysconf(_SC_NPROCESSORS_ONLN))
+    out.affinity.clear();
 
   long ioprio = ::syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid);
   if (ioprio < 0) return failed("ioprio_get", tid);
@@ -51,14 +53,16 @@ Result<ThreadAttr> read_thread_attr(pid_t tid) {
 
   void* head = nullptr;
   std::size_t length = 0;
-  if (::syscall(SYS_get_robust_list, tid, &head, &length) < 0) return failed("get_robust_list", tid);
+  if (::syscall(SYS_get_robust_list, tid, &head, &length) < 0)
+    return failed("get_robust_list", tid);
   out.robust_list = reinterpret_cast<std::uint64_t>(head), out.robust_list_len = length;
   return out;
 }
 
 Result<std::uint64_t> read_core_cookie(pid_t tid) {
   unsigned long cookie = 0;
-  if (::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid, 0 /* PIDTYPE_PID */, &cookie) == 0) return cookie;
+  if (::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid, 0 /* PIDTYPE_PID */, &cookie) == 0)
+    return cookie;
   if (errno == EINVAL || errno == ENODEV) return 0;
   return failed("prctl(PR_SCHED_CORE)", tid);
 }

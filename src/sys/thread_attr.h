@@ -1,4 +1,5 @@
-// What the kernel tells about another thread by its id: scheduling, processors, I/O priority, robust futexes.
+// What the kernel tells about another thread by its id: scheduling, processors, I/O priority,
+// robust futexes.
 #pragma once
 
 #include <sys/types.h>

@@ -72,15 +72,18 @@ Result<void> ptrace_set_regs(pid_t tid, const Regs& regs) {
 Result<std::string> ptrace_get_xstate(pid_t tid) {
   char state[16 * 1024];  // AMX needs 11 KiB; the kernel answers the true size.
   iovec area{state, sizeof state};
-  TRY(simple(PTRACE_GETREGSET, "PTRACE_GETREGSET(NT_X86_XSTATE)", tid, NT_X86_XSTATE, as_word(&area)));
+  TRY(simple(PTRACE_GETREGSET, "PTRACE_GETREGSET(NT_X86_XSTATE)", tid, NT_X86_XSTATE,
+             as_word(&area)));
   if (area.iov_len == sizeof state)
-    return make_error(Errc::unsupported, "thread {} has more than {} bytes of register state", tid, sizeof state);
+    return make_error(Errc::unsupported, "thread {} has more than {} bytes of register state", tid,
+                      sizeof state);
   return std::string(state, area.iov_len);
 }
 
 Result<void> ptrace_set_xstate(pid_t tid, const std::string& xstate) {
   iovec area{const_cast<char*>(xstate.data()), xstate.size()};
-  return simple(PTRACE_SETREGSET, "PTRACE_SETREGSET(NT_X86_XSTATE)", tid, NT_X86_XSTATE, as_word(&area));
+  return simple(PTRACE_SETREGSET, "PTRACE_SETREGSET(NT_X86_XSTATE)", tid, NT_X86_XSTATE,
+                as_word(&area));
 }
 
 Result<std::uint64_t> ptrace_get_sigmask(pid_t tid) {

@@ -109,7 +109,7 @@ def settled(cluster, limit_s=SETTLE_S):
         if last and now[0] == last[0]:
             return now
         last = now
-        time.sleep(1)
+        time.sleep(1)  # Polls: the counts settle.
     return last
 
 
@@ -126,7 +126,7 @@ def await_no_growth(cluster, before):
         leaks = grown(before, after)
         if not leaks or time.monotonic() > deadline:
             return leaks, after, memory
-        time.sleep(0.5)
+        time.sleep(0.5)  # Polls until nothing is left over.
 
 
 def move(cluster, name, index, modes, uid):

@@ -25,8 +25,8 @@ class Relay {
   Fail make_terminal(std::uint16_t rows, std::uint16_t columns);
   Kind kind() const { return kind_; }
   int program_end(int number) const;  // What becomes descriptor 0, 1 or 2; shared, for dup2.
-  // The same three, or one for a terminal; `original`: what program_end is, else descriptions of their
-  // own. An opened pipe shows O_LARGEFILE, one made by pipe2 doesn't.
+  // The same three, or one for a terminal; `original`: what program_end is, else descriptions of
+  // their own. An opened pipe shows O_LARGEFILE, one made by pipe2 doesn't.
   Fail open_program_ends(bool original, int* fds, int& count) const;
   Fail info(capsule::StdioInfo& out) const;
 

@@ -285,7 +285,8 @@ Fail State::attach(Connection& client, const Packet& request, Packet& answer) {
 Fail State::signal(const Packet& request) {
   pid_t main = relay.main_pid();
   if (main == 0 || relay.exited()) return fail("the main program doesn't run", ESRCH);
-  // The tree is being copied: a signal now might come after its pending ones were read, and be lost.
+  // The tree is being copied: a signal now might come after its pending ones were read, and be
+  // lost.
   if (!relay.running()) return fail("the relay stands still", EAGAIN);
   pid_t to = main;
   if (request.header.b == static_cast<std::uint64_t>(capsule::SignalTo::foreground)) {
