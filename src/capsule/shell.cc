@@ -257,6 +257,10 @@ Result<void> Shell::connect_init() {
 Result<void> Shell::destroy(const NodeEnv& env, const CapsuleId& id) {
   TRY(check_id(id));
   std::string phrase = fmt::format("destroy capsule {}", id);
+  // The tree before init: init may hold the userfaultfds of pages that are still missing, and with
+  // its end they would read as zeros.
+  Result<sys::CgroupGroup> tree = sys::CgroupGroup::open(cgroup_name(env, id) + "/tree");
+  if (tree.ok()) TRY(tree->kill_all().with(phrase));
   TRY(sys::CgroupGroup::remove(cgroup_name(env, id)).with(phrase));
   // With its last process the network namespace goes, and the pair with it, but at some time; the
   // name must be free when we return.

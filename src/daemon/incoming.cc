@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "capsule/shell.h"
 #include "daemon/accounts.h"
+#include "sys/cgroup.h"
 #include "sys/cpuid.h"
 
 namespace godwit::daemon {
@@ -24,6 +25,7 @@ constexpr std::int64_t listening_ms_max = 10'000;
 // How soon it shows here that the capsule was granted.
 constexpr std::int64_t grant_poll_ms = 20;
 constexpr std::chrono::seconds departure_limit{5};
+constexpr std::chrono::seconds drain_look{1};
 constexpr std::size_t token_bytes = 32;
 // Room that a node keeps when a capsule asks for it: page tables, page cache, godwit itself.
 constexpr std::uint64_t memory_margin_bytes = 32 << 20;
@@ -116,6 +118,7 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
   *record.mutable_spec() = request.spec();
   record.set_incoming(true);
   record.set_source(peer);
+  record.set_source_boot(request.boot());
   record.set_epoch(request.epoch());
   record.set_migration(request.migration());
   record.set_state(state::migrating);
@@ -267,12 +270,13 @@ void Migrations::end_incoming(const HostedPtr& capsule, bool worker_reported) {
   if (state == TargetState::granted || state == TargetState::draining) {
     if (!worker_reported) {
       // It may have died between the record and the start: start, which is harmless twice.
-      order.mutable_recover()->set_action(wire::RecoverOrder::THAW);
+      order.mutable_recover()->set_action(wire::RecoverOrder::START);
       if (auto thawed = execute(config_.env, std::move(order)); !thawed.ok()) {
         LOG(error, "start of {}: {}", capsule->id(), thawed.error().what());
       }
     }
     note_grant(capsule);
+    if (state == TargetState::draining) watch_drain(capsule);
     if (state == TargetState::granted) {
       done = host_.update(capsule, [](auto& r) { r.clear_residual(); });
     }
@@ -283,6 +287,67 @@ void Migrations::end_incoming(const HostedPtr& capsule, bool worker_reported) {
     done = host_.forget(capsule);
   }
   if (!done.ok()) LOG(error, "capsule {}: {}", capsule->id(), done.error().what());
+}
+
+// Pages are missing and no worker is at it. The source asks for the outcome and so has the drain
+// resumed, unless it was rebooted: then the pages are gone, and whoever needs one waits for ever.
+void Migrations::watch_drain(const HostedPtr& capsule) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!drains_watched_.insert(capsule->id().value).second) return;
+  }
+  std::thread([this, capsule] {
+    while (true) {
+      {
+        std::unique_lock lock(capsule->mutex);
+        capsule->changed.wait_for(lock, drain_look);
+        if (capsule->ended() || !capsule->left_to.empty() || capsule->record.residual_size() == 0)
+          break;
+        if (!capsule->operation.empty()) continue;  // A successor is at work.
+      }
+      if (!source_rebooted(capsule)) continue;
+      auto lost = lose(capsule);
+      if (lost.ok()) break;
+      LOG(error, "capsule {}: {}", capsule->id(), lost.error().what());
+    }
+    const std::lock_guard lock(mutex_);
+    drains_watched_.erase(capsule->id().value);
+  }).detach();
+}
+
+bool Migrations::source_rebooted(const HostedPtr& capsule) {
+  std::string source, boot;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    source = capsule->record.source();
+    boot = capsule->record.source_boot();
+  }
+  auto peer = peers_.find(source);
+  if (!peer.ok()) return false;
+  auto status = (*peer)->status(node::StatusRequest());
+  return status.ok() && !boot.empty() && status->boot() != boot;
+}
+
+Result<void> Migrations::lose(const HostedPtr& capsule) {
+  auto operation = TRY(host_.begin(capsule, "ended"));
+  std::uint64_t epoch = 0;
+  std::string source;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    if (capsule->record.residual_size() == 0) return {};
+    epoch = capsule->record.epoch();
+    source = capsule->record.source();
+  }
+  // Init holds the missing pages' userfaultfds: it must be the last to end.
+  auto tree = TRY(
+      sys::CgroupGroup::open(capsule::Shell::cgroup_name(config_.env, capsule->id()) + "/tree"));
+  TRY(tree.kill_all());
+  auto record =
+      TRY(migrate::CommitRecord::open(migrate::grant_path(config_.env, capsule->id()), true));
+  TRY(record.change(Epoch{epoch}, static_cast<std::uint32_t>(TargetState::draining),
+                    static_cast<std::uint32_t>(TargetState::granted)));
+  return host_.ended(capsule, SIGKILL,
+                     fmt::format("{} was rebooted while pages of it were still there", source));
 }
 
 // The source says that it keeps its copy: the record refuses, and then the worker can only be in

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -77,6 +78,9 @@ class Migrations {
   void watch_incoming(Operation operation, std::shared_ptr<Worker> worker);
   bool note_grant(const HostedPtr& capsule);
   Result<node::OutcomeReply> resume_drain(const CapsuleId& id, Epoch epoch);
+  void watch_drain(const HostedPtr& capsule);
+  bool source_rebooted(const HostedPtr& capsule);
+  Result<void> lose(const HostedPtr& capsule);
   void end_incoming(const HostedPtr& capsule, bool worker_reported);
 
   const Config& config_;
@@ -87,6 +91,7 @@ class Migrations {
 
   std::mutex mutex_;
   std::map<std::string, std::uint64_t> reserved_bytes_;  // Incoming, by capsule.
+  std::set<std::string> drains_watched_;                 // By capsule.
   std::map<std::string, std::string> resolved_;          // Capsule -> node that is lost for good.
 };
 

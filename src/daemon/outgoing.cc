@@ -122,6 +122,7 @@ Result<node::ReserveReply> Migrations::ask_target(const Attempt& attempt,
   node::ReserveRequest request;
   request.set_migration(attempt.result.id());
   request.set_source(config_.env.node.value);
+  request.set_boot(monitor_.boot());
   request.set_epoch(attempt.result.epoch());
   {
     const std::lock_guard lock(capsule->mutex);
@@ -479,6 +480,12 @@ Result<bool> Migrations::serve(Attempt& attempt, const HostedPtr& capsule,
   serve->set_target_port(reply.port());
   serve->set_token(reply.token());
   auto worker = TRY(Worker::start(config_.env, std::move(order)));
+  auto started = host_.update(capsule, [&](auto& record) {
+    record.set_worker_pid(worker->pid());
+    auto ticks = migrate::process_start_ticks(worker->pid());
+    if (ticks.ok()) record.set_worker_start_ticks(*ticks);
+  });
+  if (!started.ok()) LOG(error, "record of {}: {}", capsule->id(), started.error().what());
   auto report = worker->finish({}, worker_silence_ms_max);
   if (!report.ok()) worker->kill();
   worker->wait_end();

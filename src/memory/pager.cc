@@ -24,6 +24,12 @@ constexpr std::uint64_t event_features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_
 // The lock is held for one such piece: about 30 us, which is what a fault may wait for it.
 constexpr std::uint64_t piece_pages = 32;
 constexpr std::size_t fault_times_max = 1 << 20;
+// All that a program can map, but for the first pages, which nobody can.
+constexpr std::uint64_t user_start = 1 << 16;
+constexpr std::uint64_t user_end = 0x7ffffffff000;
+
+const char* const fault_log_tag = "fault-log";
+std::string fork_tag(std::uint64_t fork) { return fmt::format("fault-fork-{}", fork); }
 
 std::uint64_t fault_key(SpaceId space, std::uint64_t page) {
   return (static_cast<std::uint64_t>(space) << 45) ^ page;  // Pages are below 2^45.
@@ -47,7 +53,8 @@ class Pager::UrgentLock {
   Pager& pager_;
 };
 
-Pager::Pager(int urgent_fd) : urgent_fd_(urgent_fd), requests_(urgent_fd) {}
+Pager::Pager(int urgent_fd, TargetMemory::Keeper keeper)
+    : urgent_fd_(urgent_fd), requests_(urgent_fd), keeper_(std::move(keeper)) {}
 
 Pager::~Pager() {
   if (!thread_.joinable()) return;
@@ -89,12 +96,80 @@ Result<void> Pager::start(std::vector<Space> spaces) {
     served_.emplace(space.id, space.target.pid);
     View view;
     view.space = space.id;
+    view.index = views_.size();
     view.uffd = space.target.fault_uffd;
     view.missing = std::move(space.missing);
     views_.push_back(std::move(view));
   }
+  if (keeper_.hold) {
+    FaultLog::Missing missing;
+    for (const View& view : views_) missing[view.space] = view.missing;
+    log_.emplace(TRY(FaultLog::create(missing)));
+    TRY(keeper_.hold(fault_log_tag, log_->fd()));
+  }
   thread_ = std::thread([this] { loop(); });
   return {};
+}
+
+Result<void> Pager::resume(const std::map<SpaceId, pid_t>& pids) {
+  stop_event_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!stop_event_.valid()) return os_error("eventfd");
+  FaultLog log = TRY(FaultLog::open(TRY(keeper_.fetch(fault_log_tag))));
+  for (const auto& [space, missing] : log.missing()) {
+    View view;
+    view.space = space;
+    view.index = views_.size();
+    view.owned = TRY(keeper_.fetch(fault_tag(space)));
+    view.uffd = view.owned.get();
+    view.missing = missing;
+    left_ += missing.count();
+    auto pid = pids.find(space);
+    served_.emplace(space, pid == pids.end() ? -1 : pid->second);
+    views_.push_back(std::move(view));
+  }
+  for (const FaultLog::Entry& entry : log.entries()) {
+    auto view = std::find_if(views_.begin(), views_.end(),
+                             [&](const View& v) { return v.index == entry.view; });
+    if (view == views_.end())
+      return make_error(Errc::invalid, "the log of faults tells of view {}", entry.view);
+    if (entry.message.event == UFFD_EVENT_FORK)
+      add_child(*view, TRY(keeper_.fetch(fork_tag(forks_))));
+    else
+      TRY(handle(*view, entry.message));
+  }
+  log_.emplace(std::move(log));
+  // Who waits for an answer of the dead one asks again.
+  for (const View& view : views_) sys::uffd_wake(view.uffd, user_start, user_end - user_start);
+  thread_ = std::thread([this] { loop(); });
+  return {};
+}
+
+Result<void> TargetMemory::release_held(const Keeper& keeper) {
+  Result<UniqueFd> held = keeper.fetch(fault_log_tag);
+  if (!held.ok() && held.error().code() == Errc::not_found) return {};
+  FaultLog log = TRY(FaultLog::open(TRY(std::move(held))));
+  std::uint64_t forks = 0;
+  for (const FaultLog::Entry& entry : log.entries())
+    if (entry.message.event == UFFD_EVENT_FORK) TRY(keeper.drop(fork_tag(forks++)));
+  for (const auto& [space, missing] : log.missing()) TRY(keeper.drop(fault_tag(space)));
+  return keeper.drop(fault_log_tag);
+}
+
+std::map<SpaceId, PageSet> Pager::missing_at_source() const {
+  std::lock_guard lock(mutex_);
+  std::map<SpaceId, PageSet> all;
+  for (const View& view : views_) {
+    if (view.dead) continue;
+    if (view.moved.empty()) {
+      all[view.space].add(view.missing);
+      continue;
+    }
+    view.missing.for_each_run([&](const PageRun& run) {
+      for (std::uint64_t page = run.page; page < run.end(); ++page)
+        all[view.space].add(source_of(view, page));
+    });
+  }
+  return all;
 }
 
 void Pager::fail(Error error) {
@@ -166,9 +241,14 @@ Result<void> Pager::receive_urgent() {
 
 Result<void> Pager::read_events(View& view) {
   while (!view.dead) {
-    std::optional<uffd_msg> message = TRY(sys::uffd_read(view.uffd));
-    if (!message) return {};
-    TRY(handle(view, *message));
+    uffd_msg message;
+    uffd_msg* slot = log_ ? log_->slot(view.index) : nullptr;
+    if (!TRY(sys::uffd_read_into(view.uffd, slot != nullptr ? *slot : message))) return {};
+    if (slot != nullptr) {
+      message = *slot;
+      if (message.event != UFFD_EVENT_PAGEFAULT) log_->keep();
+    }
+    TRY(handle(view, message));
   }
   return {};
 }
@@ -178,14 +258,12 @@ Result<void> Pager::handle(View& view, const uffd_msg& message) {
     case UFFD_EVENT_PAGEFAULT:
       return on_fault(view, message.arg.pagefault.address / page_bytes);
     case UFFD_EVENT_FORK: {
-      View child;
-      child.space = view.space;
-      child.owned.reset(static_cast<int>(message.arg.fork.ufd));
-      child.uffd = child.owned.get();
-      child.missing = view.missing;
-      child.moved = view.moved;
-      left_ += child.missing.count();
-      views_.push_back(std::move(child));
+      UniqueFd child(static_cast<int>(message.arg.fork.ufd));
+      // Unheld, our death would fill its missing pages with zeros.
+      if (keeper_.hold)
+        if (Result<void> held = keeper_.hold(fork_tag(forks_), child.get()); !held.ok())
+          LOG(error, "a forked child's faults have no keeper: {}", held.error().what());
+      add_child(view, std::move(child));
       return {};
     }
     case UFFD_EVENT_REMAP:
@@ -199,6 +277,19 @@ Result<void> Pager::handle(View& view, const uffd_msg& message) {
     default:
       return make_error(Errc::internal, "userfaultfd event {:#x}", message.event);
   }
+}
+
+void Pager::add_child(const View& parent, UniqueFd uffd) {
+  ++forks_;
+  View child;
+  child.space = parent.space;
+  child.index = views_.size();
+  child.owned = std::move(uffd);
+  child.uffd = child.owned.get();
+  child.missing = parent.missing;
+  child.moved = parent.moved;
+  left_ += child.missing.count();
+  views_.push_back(std::move(child));
 }
 
 Result<void> Pager::on_fault(View& view, std::uint64_t page) {
@@ -387,7 +478,8 @@ Result<void> Pager::unregister() {
   INVARIANT(left_ == 0, "{} pages are missing", left_);
   for (View& view : views_) {
     if (view.dead) continue;
-    if (view.owned.valid()) {
+    if (view.index >= served_.size()) {
+      if (keeper_.drop) continue;  // Held elsewhere too, until release().
       view.dead = true;
       view.owned.reset();  // The last descriptor: unregisters, and lets go of everybody.
       continue;
@@ -409,6 +501,19 @@ Result<void> Pager::unregister() {
     }
   }
   return {};
+}
+
+Result<void> Pager::release() {
+  if (!keeper_.drop) return {};
+  UrgentLock lock(*this);
+  for (View& view : views_) {
+    if (view.index < served_.size()) continue;
+    view.dead = true;
+    view.owned.reset();
+  }
+  for (std::uint64_t fork = 0; fork < forks_; ++fork) TRY(keeper_.drop(fork_tag(fork)));
+  for (const auto& [space, pid] : served_) TRY(keeper_.drop(fault_tag(space)));
+  return keeper_.drop(fault_log_tag);
 }
 
 PagerStats Pager::stats() const {

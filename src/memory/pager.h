@@ -10,6 +10,9 @@
 // copy in from the moment the event is queued until then (EAGAIN). So a copy under the lock is
 // either before the event, and is zapped or moved with the rest, or after it, and knows of it.
 //
+// The pager may be killed at any instruction: keepers hold its descriptors, and its successor takes
+// them and the log of events over (fault_log.h).
+//
 // A page that never existed on the source isn't missing: it gets the zero page at once. A missing
 // page is never filled with anything but its content, whatever fails.
 #pragma once
@@ -24,6 +27,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "memory/fault_log.h"
 #include "memory/page_set.h"
 #include "memory/space_writer.h"
 #include "memory/stream_writer.h"
@@ -39,13 +43,18 @@ class Pager {
     SpaceTarget target;
     PageSet missing;
   };
-  explicit Pager(int urgent_fd);
+  Pager(int urgent_fd, TargetMemory::Keeper keeper);
   ~Pager();  // Shuts the urgent link down, joins. Faults that wait go on waiting.
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;
 
   // Registers the areas with missing pages, then serves.
   Result<void> start(std::vector<Space> spaces);
+
+  // Instead of start(): goes on where a pager that is dead has left off.
+  Result<void> resume(const std::map<SpaceId, pid_t>& pids);
+  // What is missing, as the source numbers it.
+  std::map<SpaceId, PageSet> missing_at_source() const;
 
   bool serves(SpaceId space) const { return served_.contains(space); }  // After start().
   // Any thread. Content (or, without data, zeros) of pages of the source's space.
@@ -56,6 +65,8 @@ class Pager {
   void fail(Error error);  // The link is lost: whoever waits is told.
   // Nothing is missing any more: unregisters, so that faults are the kernel's again.
   Result<void> unregister();
+  // After unregister(), once it is on record that no successor is needed.
+  Result<void> release();
   PagerStats stats() const;
 
  private:
@@ -66,6 +77,7 @@ class Pager {
   };
   struct View {
     SpaceId space = 0;
+    std::uint64_t index = 0;  // As the log counts views.
     int uffd = -1;
     UniqueFd owned;  // Of a child.
     PageSet missing;
@@ -78,6 +90,7 @@ class Pager {
   Result<void> receive_urgent();
   Result<void> read_events(View& view);
   Result<void> handle(View& view, const uffd_msg& message);
+  void add_child(const View& parent, UniqueFd uffd);
   Result<void> on_fault(View& view, std::uint64_t page);
   void on_remap(View& view, std::uint64_t from, std::uint64_t to, std::uint64_t bytes);
   void forget(View& view, std::uint64_t page, std::uint64_t pages);
@@ -97,6 +110,9 @@ class Pager {
   StreamWriter requests_;
   UniqueFd stop_event_;
   bool stopping_ = false;
+  TargetMemory::Keeper keeper_;
+  std::optional<FaultLog> log_;
+  std::uint64_t forks_ = 0;
   std::optional<Error> error_;
   std::condition_variable changed_;
   std::uint64_t left_ = 0;                                    // Missing pages of all views.

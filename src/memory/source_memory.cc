@@ -410,6 +410,16 @@ Result<RoundStats> SourceMemory::send_round(std::span<const int> streams,
   return stats;
 }
 
+Result<void> SourceMemory::set_pending(SpaceId space, const PageSet& missing) {
+  auto process = impl_->processes.find(space);
+  if (process == impl_->processes.end())
+    return make_error(Errc::invalid, "the target lacks pages of space {:#x}, which isn't here",
+                      space);
+  process->second.pending.add(missing);
+  impl_->pages_pending += missing.count();
+  return {};
+}
+
 std::uint64_t SourceMemory::pages_pending() const { return impl_->pages_pending; }
 
 }  // namespace godwit::memory

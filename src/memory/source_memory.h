@@ -28,6 +28,7 @@
 #include <string>
 #include <vector>
 
+#include "memory/page_set.h"
 #include "memory/types.h"
 
 namespace godwit::memory {
@@ -135,6 +136,8 @@ class SourceMemory {
   // Returns when the target has said that nothing is missing any more. `round`: a fresh number.
   // On failure the streams are shut down: they are of no use any more.
   Result<DrainStats> serve(int urgent, std::span<const int> streams, std::uint64_t round);
+  // Before serve(), of a tree that another process froze and announced: what the target lacks.
+  Result<void> set_pending(SpaceId space, const PageSet& missing);
   std::uint64_t pages_pending() const;  // Any thread.
 
  private:

@@ -215,19 +215,45 @@ std::vector<PageRun> TargetMemory::pending_runs(SpaceId space) const {
   return it == impl_->pending.end() ? std::vector<PageRun>() : it->second.runs();
 }
 
-Result<void> TargetMemory::start_pager(int urgent_fd) {
+std::string fault_tag(SpaceId space) { return fmt::format("fault-{}", space); }
+
+Result<void> TargetMemory::start_pager(int urgent_fd, Keeper keeper) {
   std::vector<Pager::Space> spaces;
   for (auto& [space, pages] : impl_->pending) {
     if (pages.empty()) continue;
     std::shared_ptr<SpaceWriter> writer = TRY(impl_->writer_of(space));
     spaces.push_back({.id = space, .target = writer->target(), .missing = pages});
   }
-  auto pager = std::make_shared<Pager>(urgent_fd);
+  // All the descriptors before the log, which a successor looks for first.
+  if (keeper.hold)
+    for (const Pager::Space& space : spaces)
+      TRY(keeper.hold(fault_tag(space.id), space.target.fault_uffd));
+  auto pager = std::make_shared<Pager>(urgent_fd, std::move(keeper));
   TRY(pager->start(std::move(spaces)));
   std::lock_guard lock(impl_->mutex);
   impl_->pager = std::move(pager);
   if (impl_->error) impl_->pager->fail(*impl_->error);
   return {};
+}
+
+Result<void> TargetMemory::resume_pager(int urgent_fd, Keeper keeper,
+                                        const std::map<SpaceId, pid_t>& pids) {
+  auto pager = std::make_shared<Pager>(urgent_fd, std::move(keeper));
+  TRY(pager->resume(pids));
+  std::lock_guard lock(impl_->mutex);
+  impl_->pager = std::move(pager);
+  if (impl_->error) impl_->pager->fail(*impl_->error);
+  return {};
+}
+
+std::map<SpaceId, PageSet> TargetMemory::missing_at_source() const {
+  INVARIANT(impl_->pager != nullptr, "no pager");
+  return impl_->pager->missing_at_source();
+}
+
+Result<void> TargetMemory::release_pager() {
+  INVARIANT(impl_->pager != nullptr, "no pager");
+  return impl_->pager->release();
 }
 
 Result<PagerStats> TargetMemory::wait_drained(std::uint64_t round, std::int64_t timeout_ms) {

@@ -19,11 +19,13 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "memory/page_set.h"
 #include "memory/types.h"
 
 namespace godwit::memory {
@@ -65,6 +67,9 @@ struct PagerStats {
   std::int64_t fault_max_us = 0;
 };
 
+// Tag of a space's fault_uffd at a keeper.
+std::string fault_tag(SpaceId space);
+
 class TargetMemory {
  public:
   using Lookup = std::function<Result<SpaceTarget>(SpaceId space)>;
@@ -95,16 +100,35 @@ class TargetMemory {
   // Runs known to be missing (last_postcopy), in order. For checks and the image.
   std::vector<PageRun> pending_runs(SpaceId space) const;
 
+  // Descriptors that must outlive this process are held by somebody else under a tag. All three or
+  // none; called on the pager's thread and by whoever calls start_pager, wait_drained and release.
+  struct Keeper {
+    std::function<Result<void>(const std::string& tag, int fd)> hold;
+    std::function<Result<UniqueFd>(const std::string& tag)> fetch;
+    std::function<Result<void>(const std::string& tag)> drop;
+  };
+
   // Registers the areas with missing pages and serves faults. Call after the last round and after
   // the last change of mappings, before the program runs. The skeletons must not have been dropped
   // from: every pending page is absent.
-  Result<void> start_pager(int urgent_fd);
+  // With a keeper: `fault_uffd` is held as fault_tag(space), and a log of events, so that another
+  // process can go on after the death of this one.
+  Result<void> start_pager(int urgent_fd, Keeper keeper = {});
+  // Goes on after the pager that started with this keeper has died. `pids`: of the spaces, as this
+  // node sees them; absent ones have ended. Errc::unsupported, invalid: it can't be done.
+  Result<void> resume_pager(int urgent_fd, Keeper keeper, const std::map<SpaceId, pid_t>& pids);
+  // After it: what the source has to send, as it numbers it.
+  std::map<SpaceId, PageSet> missing_at_source() const;
   // Until no page is missing; acknowledges to the source as a round and unregisters. After it close
   // every duplicate of fault_uffd, then destroy TargetMemory: until its end it reads events, for
   // which the program's munmap and fork would wait.
   // peer_lost: faults stay blocked; the caller decides (see docs/ENGINE.md). timeout: may be called
   // again.
   Result<PagerStats> wait_drained(std::uint64_t round, std::int64_t timeout_ms);
+  // Lets go of what the keeper holds: no successor is needed any more.
+  Result<void> release_pager();
+  // The same, for a process that died before it did.
+  static Result<void> release_held(const Keeper& keeper);
   PagerStats pager_stats() const;
 
  private:

@@ -4,6 +4,8 @@
 #include "capture/describe.h"
 #include "capture/freeze.h"
 #include "migrate/capsule_files.h"
+#include "migrate/commit_record.h"
+#include "migrate/fault_keeper.h"
 #include "migrate/file_identity.h"
 #include "migrate/shell_adapter.h"
 
@@ -21,6 +23,16 @@ Result<void> recover(const NodeEnv& env, const wire::RecoverOrder& order) {
   CapsuleId id{order.capsule()};
   if (order.action() == wire::RecoverOrder::DESTROY) return capsule::Shell::destroy(env, id);
   capsule::Shell shell = TRY(capsule::Shell::open(env, id));
+  if (order.action() == wire::RecoverOrder::START) {
+    // Contexts are clean since the seal, and a thread that waits for a missing page can't be seized.
+    TRY(shell.tree().thaw());
+    CommitRecord record = TRY(CommitRecord::open(grant_path(env, id), true));
+    if (TRY(record.read()).state == static_cast<std::uint32_t>(TargetState::granted))
+      TRY(memory::TargetMemory::release_held(TRY(fault_keeper(env, id))));
+    TRY(shell.gate(true));
+    TRY(shell.announce());
+    return shell.init().relay_go();
+  }
   TRY(capture::recover(TRY(tree_of(shell))));
   return shell.init().relay_go();
 }

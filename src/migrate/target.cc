@@ -13,6 +13,7 @@
 #include "capsule/shell.h"
 #include "memory/target_memory.h"
 #include "migrate/commit_record.h"
+#include "migrate/fault_keeper.h"
 #include "migrate/file_identity.h"
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
@@ -54,7 +55,6 @@ class Target {
   Result<memory::SpaceTarget> lookup(memory::SpaceId space);
   Result<void> drop(memory::SpaceId space, std::span<const memory::PageRun> runs);
   Result<void> publish_targets(const image::Capsule& image);
-  Result<void> hold_fault_descriptors();
 
   const NodeEnv& env_;
   const wire::TargetOrder& order_;
@@ -250,16 +250,6 @@ Result<void> Target::drop(memory::SpaceId space, std::span<const memory::PageRun
   return restorer_->drop_pages(space, ranges);
 }
 
-// When the last descriptor of a userfaultfd closes, missing pages read as zeros: the capsule's init
-// keeps one too, so that the death of this worker only makes faults wait.
-Result<void> Target::hold_fault_descriptors() {
-  for (const auto& [space, faults] : faults_) {
-    int fd = faults.fault.get();
-    TRY(shell_->init().hold_fds(fmt::format("fault-{}", space), std::span(&fd, 1)));
-  }
-  return {};
-}
-
 Result<void> Target::on_prepare(const image::Capsule& so_far) {
   std::vector<std::string> reasons;
   TRY(identity_->compare(so_far, reasons));
@@ -299,8 +289,7 @@ Result<void> Target::on_finish(const wire::Finish& finish) {
   TRY(restorer_->finish(final, monotonic_ns() - began_ns));
   reporter_.phase("seal");
   if (postcopy_) {
-    TRY(hold_fault_descriptors());
-    TRY(memory_->start_pager(urgent_.fd()));
+    TRY(memory_->start_pager(urgent_.fd(), TRY(fault_keeper(env_, id_))));
   }
   TRY(restorer_->seal());
   for (const std::string& note : restorer_->notes()) LOG(warn, "not exact: {}", note);
@@ -342,8 +331,7 @@ Result<void> Target::drain() {
       TRY(record_->change(epoch_, static_cast<std::uint32_t>(TargetState::draining),
                           static_cast<std::uint32_t>(TargetState::granted)));
   INVARIANT(stands == static_cast<std::uint32_t>(TargetState::granted), "state={}", stands);
-  for (const auto& [space, faults] : faults_)
-    TRY(shell_->init().drop_fds(fmt::format("fault-{}", space)));
+  TRY(memory_->release_pager());
   wire::ToSource reply;
   reply.mutable_drained()->set_faults(stats.faults);
   reply.mutable_drained()->set_fault_p50_us(stats.fault_p50_us);

@@ -2,6 +2,7 @@
 // own. A crash here costs a migration, not the node. Takes its order from descriptor 3.
 #include "base/log.h"
 #include "migrate/recover.h"
+#include "migrate/resume.h"
 #include "migrate/source.h"
 #include "migrate/target.h"
 #include "migrate/worker_channel.h"
@@ -36,8 +37,8 @@ Result<void> serve() {
     case wire::WorkerOrder::kRecover: report = run_recover(env, order.recover()); break;
     case wire::WorkerOrder::kFreeze: report = run_freeze(env, order.freeze()); break;
     case wire::WorkerOrder::kCheck: report = run_check(env, order.check()); break;
-    case wire::WorkerOrder::kServe:
-    case wire::WorkerOrder::kResume:
+    case wire::WorkerOrder::kServe: report = run_serve(env, order.serve(), sink); break;
+    case wire::WorkerOrder::kResume: report = run_resume(env, order.resume(), sink); break;
     case wire::WorkerOrder::ORDER_NOT_SET: return make_error(Errc::invalid, "order without content");
   }
   std::string phases;

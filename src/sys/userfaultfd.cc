@@ -68,11 +68,16 @@ void uffd_wake(int uffd, std::uint64_t start, std::uint64_t bytes) {
 
 Result<std::optional<uffd_msg>> uffd_read(int uffd) {
   uffd_msg message;
+  if (!TRY(uffd_read_into(uffd, message))) return std::optional<uffd_msg>();
+  return std::optional(message);
+}
+
+Result<bool> uffd_read_into(int uffd, uffd_msg& message) {
   while (true) {
     ssize_t n = ::read(uffd, &message, sizeof message);
-    if (n == static_cast<ssize_t>(sizeof message)) return std::optional(message);
+    if (n == static_cast<ssize_t>(sizeof message)) return true;
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno == EAGAIN) return std::optional<uffd_msg>();
+    if (n < 0 && errno == EAGAIN) return false;
     if (n < 0) return os_error("read(userfaultfd)");
     return make_error(Errc::internal, "read(userfaultfd) gave {} bytes", n);
   }

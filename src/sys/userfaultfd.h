@@ -46,5 +46,7 @@ void uffd_wake(int uffd, std::uint64_t start, std::uint64_t bytes);
 
 // The next event; none when there is none now (the descriptor must be non-blocking).
 Result<std::optional<uffd_msg>> uffd_read(int uffd);
+// The same into memory of the caller's, by the kernel itself. False: there is none now.
+Result<bool> uffd_read_into(int uffd, uffd_msg& message);
 
 }  // namespace godwit::sys

