@@ -43,15 +43,25 @@ class Faults : public TwoNodes, public ::testing::WithParamInterface<Fault> {
     ASSERT_EQ(read_line(), "ready");
   }
 
-  // One migration with this fault. The count of system calls of the struck worker, for 0 the whole.
+  // One migration with this fault, brought to its end.
   void attempt(OuterTracer::Plan plan, std::int64_t& count, bool& struck) {
-    Result<Pair> pair = start_migration(GetParam().mode);
-    if (!pair.ok()) {  // The target died before it listened.
-      struck = true;
-      return settle(nullptr, nullptr);
-    }
-    (void)plan, (void)count;
-    settle(pair->source.get(), pair->target.get());
+    std::optional<OuterTracer> tracer;
+    on_start_ = [&](daemon::Worker& worker, bool source) {
+      if (source != (GetParam().side == Side::source)) return;
+      Result<OuterTracer> started = OuterTracer::start(worker.pid(), plan);
+      ASSERT_OK(started);
+      tracer.emplace(std::move(started).value());
+    };
+    Pair pair;
+    reason_.clear();
+    // An error: the target died before it listened, and no source was started.
+    if (Result<void> started = start_migration(GetParam().mode, pair); !started.ok())
+      reason_ = started.error().what();
+    on_start_ = nullptr;
+    ASSERT_NO_FATAL_FAILURE(settle(pair.source.get(), pair.target.get()));
+    ASSERT_TRUE(tracer.has_value());
+    count = tracer->count();
+    struck = tracer->struck();
   }
 
   Result<void> order(const NodeEnv& env, wire::RecoverOrder::Action action) {
@@ -213,6 +223,49 @@ class Faults : public TwoNodes, public ::testing::WithParamInterface<Fault> {
   int drains_resumed_ = 0;
   std::string reason_;
 };
+
+TEST_P(Faults, LeaveExactlyOneCopyUnharmed) {
+  const Fault& fault = GetParam();
+  std::int64_t calls = 0;
+  bool struck = false;
+  ASSERT_NO_FATAL_FAILURE(new_program());
+  ASSERT_NO_FATAL_FAILURE(attempt({}, calls, struck));
+  ASSERT_NO_FATAL_FAILURE(prove_unharmed());
+  ASSERT_GT(calls, 100);
+  const char* wanted = std::getenv("GODWIT_EXHAUSTIVE");
+  const bool all = wanted != nullptr && *wanted == '1';
+  const std::int64_t stride = all ? 1 : calls / points_in_ci;
+  int points = 0, moved = 0;
+  struck = true;
+  for (std::int64_t n = all ? 1 : stride / 2; struck && (all || n <= calls); n += stride) {
+    const int error = fault.fail_with == 0 ? 0 : (n % 2 == 0 ? EIO : ENOMEM);
+    SCOPED_TRACE(fmt::format("call {} of about {}, errno {}", n, calls, error));
+    ASSERT_NO_FATAL_FAILURE(new_program());
+    const int before = at_;
+    std::int64_t counted = 0;
+    ASSERT_NO_FATAL_FAILURE(attempt({.at = n, .fail_with = error}, counted, struck));
+    ASSERT_NO_FATAL_FAILURE(prove_unharmed()) << reason_;
+    points += struck;
+    moved += at_ != before;
+  }
+  std::printf("%d points, %d of them moved, %d drains resumed\n", points, moved, drains_resumed_);
+}
+
+std::vector<Fault> all_faults() {
+  std::vector<Fault> out;
+  for (wire::Mode mode : {wire::STOP, wire::PRECOPY, wire::POSTCOPY, wire::HYBRID})
+    for (Side side : {Side::source, Side::target})
+      for (int fail_with : {0, EIO}) out.push_back({mode, side, fail_with});
+  return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(AtAnyCall, Faults, ::testing::ValuesIn(all_faults()),
+                         [](const auto& info) {
+                           return fmt::format(
+                               "{}_{}_{}", wire::Mode_Name(info.param.mode),
+                               info.param.side == Side::source ? "source" : "target",
+                               info.param.fail_with == 0 ? "killed" : "failed");
+                         });
 
 }  // namespace
 }  // namespace godwit

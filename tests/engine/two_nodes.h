@@ -6,6 +6,7 @@
 #include "image/image.pb.h"  // Before <signal.h>, which defines a macro sigmask.
 
 #include <filesystem>
+#include <functional>
 #include <string>
 
 #include "capsule/test_node.h"
@@ -123,12 +124,17 @@ class TwoNodes : public ::testing::Test {
 
   // Both workers, started as the two daemons would.
   Result<Pair> start_migration(wire::Mode mode) {
+    Pair pair;
+    TRY(start_migration(mode, pair));
+    return pair;
+  }
+  // Whatever was started is in `pair`, also after an error.
+  Result<void> start_migration(wire::Mode mode, Pair& pair) {
     Node& from = nodes_[at_];
     Node& to = nodes_[1 - at_];
     transport::Token token = transport::random_token();
     std::string token_bytes(reinterpret_cast<const char*>(token.data()), token.size());
     ++epoch_;
-    Pair pair;
     wire::WorkerOrder order;
     wire::TargetOrder& target = *order.mutable_target();
     target.set_capsule(id_.value);
@@ -139,6 +145,7 @@ class TwoNodes : public ::testing::Test {
     target.set_boot("boot-" + to.env.node.value);
     target.add_shared_dirs("/nonexistent");
     pair.target = TRY(daemon::Worker::start(to.env, order));
+    if (on_start_) on_start_(*pair.target, false);
     wire::WorkerEvent event = TRY(pair.target->next_event(60'000));
     while (event.has_progress()) event = TRY(pair.target->next_event(60'000));
     if (!event.has_listening())
@@ -155,7 +162,8 @@ class TwoNodes : public ::testing::Test {
     source.set_target_boot("boot-" + to.env.node.value);
     source.add_shared_dirs("/nonexistent");
     pair.source = TRY(daemon::Worker::start(from.env, order));
-    return pair;
+    if (on_start_) on_start_(*pair.source, true);
+    return {};
   }
 
   struct Reports {
@@ -174,6 +182,8 @@ class TwoNodes : public ::testing::Test {
 
   static std::string tracee(const std::string& name) { return std::string(TRACEES) + "/" + name; }
 
+  // Called with each worker as soon as it was started.
+  std::function<void(daemon::Worker& worker, bool source)> on_start_;
   std::string unique_;
   Node nodes_[2];
   int at_ = 0;
