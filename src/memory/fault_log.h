@@ -8,7 +8,8 @@
 //
 // Pages that have arrived are not noted: copying one again fails with EEXIST and harms nothing.
 //
-// Layout of the memfd: Header, runs (Run), then room for `slots` entries; sparse behind what is used.
+// Layout of the memfd: Header, runs (Run), then room for `slots_max` entries; sparse behind what is
+// used.
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -49,7 +50,8 @@ class FaultLog {
 
   // Where to read the next event of `view` to; null once the log is full.
   uffd_msg* slot(std::uint64_t view);
-  // What was read there is to be replayed (faults are not: who still waits is woken, and asks again).
+  // What was read there is to be replayed (faults are not: who still waits is woken, and asks
+  // again).
   void keep();
 
  private:

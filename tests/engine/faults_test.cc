@@ -5,6 +5,8 @@
 // GODWIT_EXHAUSTIVE=1 tries every call; otherwise points are spread over each run.
 #include <cstdlib>
 
+#include "base/clock.h"
+
 #include "migrate/commit.h"
 #include "outer_tracer.h"
 #include "two_nodes.h"
@@ -29,25 +31,25 @@ struct Fault {
   int fail_with;  // 0: SIGKILL.
 };
 
-class Faults : public TwoNodes, public ::testing::WithParamInterface<Fault> {
+class FaultyNodes : public TwoNodes {
  protected:
   NodeEnv& here() { return nodes_[at_].env; }
   NodeEnv& there() { return nodes_[1 - at_].env; }
 
-  void new_program() {
+  void new_program(const std::string& mib = "8") {
     client_.reset();
     output_.clear();
     out_next_ = stdin_next_ = epoch_ = 0;
     ASSERT_NO_FATAL_FAILURE(start_program(
-        {tracee("hammer"), "--mib", "8", "--rate-mb-s", "20", "--threads", "3"}));
+        {tracee("hammer"), "--mib", mib, "--rate-mb-s", "20", "--threads", "3"}));
     ASSERT_EQ(read_line(), "ready");
   }
 
   // One migration with this fault, brought to its end.
-  void attempt(OuterTracer::Plan plan, std::int64_t& count, bool& struck) {
+  void attempt(const Fault& fault, OuterTracer::Plan plan, std::int64_t& count, bool& struck) {
     std::optional<OuterTracer> tracer;
     on_start_ = [&](daemon::Worker& worker, bool source) {
-      if (source != (GetParam().side == Side::source)) return;
+      if (source != (fault.side == Side::source)) return;
       Result<OuterTracer> started = OuterTracer::start(worker.pid(), plan);
       ASSERT_OK(started);
       tracer.emplace(std::move(started).value());
@@ -55,7 +57,7 @@ class Faults : public TwoNodes, public ::testing::WithParamInterface<Fault> {
     Pair pair;
     reason_.clear();
     // An error: the target died before it listened, and no source was started.
-    if (Result<void> started = start_migration(GetParam().mode, pair); !started.ok())
+    if (Result<void> started = start_migration(fault.mode, pair); !started.ok())
       reason_ = started.error().what();
     on_start_ = nullptr;
     ASSERT_NO_FATAL_FAILURE(settle(pair.source.get(), pair.target.get()));
@@ -224,12 +226,46 @@ class Faults : public TwoNodes, public ::testing::WithParamInterface<Fault> {
   std::string reason_;
 };
 
+class Faults : public FaultyNodes, public ::testing::WithParamInterface<Fault> {};
+
+// Pages are still on the source when a worker dies: another pair goes on, again and again.
+TEST_F(FaultyNodes, ADrainWhoseWorkersDieIsGoneOnWith) {
+  for (int i = 0; i < 6; ++i) {
+    const bool kill_source = i % 3 != 1, kill_target = i % 3 != 0;
+    SCOPED_TRACE(fmt::format("time {}, source {}, target {}", i, kill_source, kill_target));
+    ASSERT_NO_FATAL_FAILURE(new_program("128"));
+    const int before = at_;
+    Pair pair;
+    ASSERT_OK(start_migration(i % 2 == 0 ? wire::POSTCOPY : wire::HYBRID, pair));
+    const std::int64_t until_us = monotonic_us() + 60'000'000;
+    for (bool draining = false; !draining;) {
+      ASSERT_LT(monotonic_us(), until_us) << "it never drained";
+      Result<CommitRecord> record = CommitRecord::open(migrate::grant_path(there(), id_), true);
+      ASSERT_OK(record);
+      Result<migrate::RecordContent> content = record->read();
+      ASSERT_OK(content);
+      const auto state = static_cast<TargetState>(content->state);
+      ASSERT_NE(state, TargetState::refused);
+      draining = state != TargetState::offered;
+    }
+    // Where in the drain it dies, from its beginning.
+    (void)pair.target->next_event(i * 4);
+    if (kill_target) pair.target->kill();
+    if (kill_source) pair.source->kill();
+    ASSERT_NO_FATAL_FAILURE(settle(pair.source.get(), pair.target.get()));
+    EXPECT_NE(at_, before);
+    ASSERT_NO_FATAL_FAILURE(prove_unharmed());
+  }
+  EXPECT_GT(drains_resumed_, 2);
+  std::printf("%d drains resumed\n", drains_resumed_);
+}
+
 TEST_P(Faults, LeaveExactlyOneCopyUnharmed) {
   const Fault& fault = GetParam();
   std::int64_t calls = 0;
   bool struck = false;
   ASSERT_NO_FATAL_FAILURE(new_program());
-  ASSERT_NO_FATAL_FAILURE(attempt({}, calls, struck));
+  ASSERT_NO_FATAL_FAILURE(attempt(fault, {}, calls, struck));
   ASSERT_NO_FATAL_FAILURE(prove_unharmed());
   ASSERT_GT(calls, 100);
   const char* wanted = std::getenv("GODWIT_EXHAUSTIVE");
@@ -243,7 +279,7 @@ TEST_P(Faults, LeaveExactlyOneCopyUnharmed) {
     ASSERT_NO_FATAL_FAILURE(new_program());
     const int before = at_;
     std::int64_t counted = 0;
-    ASSERT_NO_FATAL_FAILURE(attempt({.at = n, .fail_with = error}, counted, struck));
+    ASSERT_NO_FATAL_FAILURE(attempt(fault, {.at = n, .fail_with = error}, counted, struck));
     ASSERT_NO_FATAL_FAILURE(prove_unharmed()) << reason_;
     points += struck;
     moved += at_ != before;

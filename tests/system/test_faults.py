@@ -53,11 +53,16 @@ def expect(condition, text):
         raise Failed(text)
 
 
+def pause(seconds):
+    """Between two looks, and for choosing the moment of a fault; nothing is waited for by it."""
+    threading.Event().wait(seconds)
+
+
 def wait_until(condition, what, limit_s=LIMIT_S):
     deadline = time.monotonic() + limit_s
     while not (value := condition()):
         expect(time.monotonic() < deadline, f"{what}: not within {limit_s} s")
-        time.sleep(0.02)
+        pause(0.02)
     return value
 
 
@@ -174,7 +179,7 @@ def at_each_moment(cluster, points, strike):
         for delay in delays(cluster, witness, mode, points):
             source = witness.goes_on()
             migration = Migration(witness, other(source), mode)
-            time.sleep(delay)  # Where the fault falls; nothing is waited for by it.
+            pause(delay)
             tried += bool(strike(source, other(source)))
             migration.result()
             try:
@@ -222,13 +227,13 @@ def link_cut(cluster):
         for delay in delays(cluster, witness, mode, 2):
             source = witness.goes_on()
             migration = Migration(witness, other(source), mode)
-            time.sleep(delay)
+            pause(delay)
             cluster.must("local", "link", other(source), "down", "--name", cluster.name)
             try:
                 deadline = time.monotonic() + 14
                 while time.monotonic() < deadline and "in-doubt" not in seen:
                     seen |= {state for _, state in witness.copies()}
-                    time.sleep(0.3)
+                    pause(0.3)
             finally:
                 cluster.must("local", "link", other(source), "up", "--name", cluster.name)
             migration.result()
@@ -247,7 +252,7 @@ def node_switched_off(cluster):
             source = witness.goes_on()
             victim = source if which == "source" else other(source)
             migration = Migration(witness, other(source), mode)
-            time.sleep(delay)
+            pause(delay)
             cluster.must("local", "node", victim, "stop", "--name", cluster.name)
             cluster.must("local", "node", victim, "start", "--name", cluster.name)
             migration.result()
@@ -269,7 +274,7 @@ def the_lost_node_is_resolved(cluster):
         source = witness.goes_on()
         target = other(source)
         migration = Migration(witness, target, "stop")
-        time.sleep(delay)
+        pause(delay)
         cluster.must("local", "link", target, "down", "--name", cluster.name)
         wait_until(lambda s=source: ("migrating" not in dict([(n, st) for n, st in witness.copies()]).get(s, "")),
                    "an answer or doubt", 40)
@@ -298,7 +303,7 @@ def the_program_is_killed(cluster):
             witness = Witness(cluster)
             source = witness.goes_on()
             migration = Migration(witness, other(source), mode)
-            time.sleep(part * 0.5)
+            pause(part * 0.5)
             wait_until(lambda w=witness: cluster.run("kill", w.name).status == 0, "kill")
             migration.result()
             wait_until(lambda w=witness: all(s == "exited" for _, s in w.copies()), "its end")
