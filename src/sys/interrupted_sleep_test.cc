@@ -32,7 +32,7 @@ TEST(InterruptedSleep, LastsOnlyWhileTheThreadSleepsForTheFirstTimeSince) {
 TEST(InterruptedSleep, SleepingIsCountedAsAVoluntarySwitch) {
   const auto before = read_voluntary_switches(getpid(), gettid());
   ASSERT_TRUE(before.ok()) << before.error().what();
-  usleep(2000);
+  usleep(2000);  // Polls nothing: the nap is what is counted.
   const auto after = read_voluntary_switches(getpid(), gettid());
   ASSERT_TRUE(after.ok()) << after.error().what();
   EXPECT_GT(*after, *before);
