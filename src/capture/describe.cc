@@ -1,5 +1,5 @@
-// A description is built from the outside in: /proc first (whether the program runs or not), then, for a
-// frozen tree, what ptrace and the process itself tell (describe_inside.cc).
+// A description is built from the outside in: /proc first (whether the program runs or not), then,
+// for a frozen tree, what ptrace and the process itself tell (describe_inside.cc).
 
 #include "capture/describe.h"
 
@@ -24,8 +24,10 @@ namespace {
 constexpr std::uint32_t image_version = 1;
 
 void describe_creds(const sys::ProcStatus& s, image::Creds& creds) {
-  creds.set_ruid(s.uids[0]), creds.set_euid(s.uids[1]), creds.set_suid(s.uids[2]), creds.set_fsuid(s.uids[3]);
-  creds.set_rgid(s.gids[0]), creds.set_egid(s.gids[1]), creds.set_sgid(s.gids[2]), creds.set_fsgid(s.gids[3]);
+  creds.set_ruid(s.uids[0]), creds.set_euid(s.uids[1]), creds.set_suid(s.uids[2]),
+      creds.set_fsuid(s.uids[3]);
+  creds.set_rgid(s.gids[0]), creds.set_egid(s.gids[1]), creds.set_sgid(s.gids[2]),
+      creds.set_fsgid(s.gids[3]);
   for (std::uint32_t group : s.groups) creds.add_groups(group);
   creds.set_cap_inheritable(s.cap_inheritable), creds.set_cap_permitted(s.cap_permitted);
   creds.set_cap_effective(s.cap_effective), creds.set_cap_bounding(s.cap_bounding);
@@ -54,7 +56,8 @@ Result<void> describe_process_outside(pid_t pid, FileTable& files, const image::
   out.set_pgid(s.ns_pgid.back());
   out.set_sid(s.ns_sid.back());
   // A parent outside of the capsule's PID namespace has no number there.
-  if (Result<sys::ProcStatus> parent = sys::read_status(s.ppid); parent.ok() && parent->ns_pid.size() >= s.ns_pid.size())
+  if (Result<sys::ProcStatus> parent = sys::read_status(s.ppid);
+      parent.ok() && parent->ns_pid.size() >= s.ns_pid.size())
     out.set_ppid(parent->ns_tgid[s.ns_pid.size() - 1]);
   UniqueFd pidfd = TRY(sys::open_pidfd(pid));
   TRY(describe_memory(pid, files, earlier ? &earlier->mm() : nullptr, *out.mutable_mm()));
@@ -76,7 +79,8 @@ Result<void> describe_process_outside(pid_t pid, FileTable& files, const image::
   }
   out.set_root(TRY(directory_link(pid, "root", root_deleted)));
   out.set_oom_score_adj(static_cast<std::int32_t>(TRY(sys::read_number(pid, "oom_score_adj"))));
-  out.set_coredump_filter(static_cast<std::uint64_t>(TRY(sys::read_number(pid, "coredump_filter", 16))));
+  out.set_coredump_filter(
+      static_cast<std::uint64_t>(TRY(sys::read_number(pid, "coredump_filter", 16))));
   out.set_exit_signal(static_cast<std::int32_t>(stat.exit_signal));
   // "/autogroup-25 nice 0"; absent without CONFIG_SCHED_AUTOGROUP.
   if (Result<std::string> group = read_file(sys::proc_path(pid, "autogroup")); group.ok())
@@ -92,15 +96,17 @@ const image::Process* find_process(const image::Capsule* capsule, pid_t pid_insi
   return nullptr;
 }
 
-// Offsets of the capsule's time namespace: "monotonic SECONDS NANOSECONDS", relative to the machine's first one.
+// Offsets of the capsule's time namespace: "monotonic SECONDS NANOSECONDS", relative to the
+// machine's first one.
 Result<void> describe_clocks(pid_t pid, image::Clocks& clocks) {
   clocks.set_realtime_ns(realtime_ns());
   clocks.set_monotonic_ns(monotonic_ns());
   clocks.set_boottime_ns(boottime_ns());
-  auto offsets = [](pid_t of, std::int64_t (&out)[2]) -> Result<void> {
+  auto offsets = [](pid_t of, std::int64_t(&out)[2]) -> Result<void> {
     std::string text = TRY(read_file(fmt::format("/proc/{}/timens_offsets", of)));
     long long s[2] = {}, n[2] = {};
-    if (std::sscanf(text.c_str(), "monotonic %lld %lld boottime %lld %lld", &s[0], &n[0], &s[1], &n[1]) != 4)
+    if (std::sscanf(text.c_str(), "monotonic %lld %lld boottime %lld %lld", &s[0], &n[0], &s[1],
+                    &n[1]) != 4)
       return make_error(Errc::unsupported, "timens_offsets: \"{}\"", text);
     for (int i = 0; i < 2; ++i) out[i] = s[i] * 1'000'000'000 + n[i];
     return {};
@@ -119,7 +125,9 @@ void parents_first(image::Capsule& capsule) {
   std::vector<image::Process> rest(capsule.processes().begin(), capsule.processes().end());
   capsule.clear_processes();
   auto waits = [&](const image::Process& p) {
-    return std::any_of(rest.begin(), rest.end(), [&](const image::Process& q) { return q.pid() == p.ppid() && q.pid() != p.pid(); });
+    return std::any_of(rest.begin(), rest.end(), [&](const image::Process& q) {
+      return q.pid() == p.ppid() && q.pid() != p.pid();
+    });
   };
   while (!rest.empty()) {
     auto next = std::find_if_not(rest.begin(), rest.end(), waits);
@@ -145,12 +153,15 @@ Result<LiveDescription> describe_live(const TreeRef& tree) {
   for (pid_t tid : TRY(list_tree_threads(tree))) {
     Result<sys::ProcStatus> status = sys::read_status(tid);
     if (!status.ok() && status.error().code() == Errc::tracee_gone) continue;
-    if (pid_t pid = TRY(std::move(status)).tgid; std::find(pids.begin(), pids.end(), pid) == pids.end()) pids.push_back(pid);
+    if (pid_t pid = TRY(std::move(status)).tgid;
+        std::find(pids.begin(), pids.end(), pid) == pids.end())
+      pids.push_back(pid);
   }
   if (pids.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree.freezer_path);
   for (pid_t pid : pids) {
     image::Process& process = *live.capsule.add_processes();
-    TRY(describe_process_outside(pid, files, nullptr, process).with(fmt::format("process {}", pid)));
+    TRY(describe_process_outside(pid, files, nullptr, process)
+            .with(fmt::format("process {}", pid)));
     for (pid_t tid : TRY(sys::list_threads(pid))) {
       Result<sys::ProcStatus> thread = sys::read_status(pid, tid);
       if (!thread.ok() && thread.error().code() == Errc::tracee_gone) continue;
@@ -171,11 +182,12 @@ Result<void> gone_if_dead(pid_t pid, Result<void> result) {
   Result<sys::ProcStatus> status = sys::read_status(pid);
   const bool dead = !status.ok() || status->state == 'Z' || status->state == 'X';
   if (!dead && result.error().sys_errno() != ESRCH) return result;
-  return Error(Errc::tracee_gone, fmt::format("it ended: {}", result.error().what()), result.error().sys_errno());
+  return Error(Errc::tracee_gone, fmt::format("it ended: {}", result.error().what()),
+               result.error().sys_errno());
 }
 
-Result<void> describe_frozen(FrozenTree& tree, FrozenProcess& process, FileTable& files, const image::Process* earlier,
-                             image::Process& out) {
+Result<void> describe_frozen(FrozenTree& tree, FrozenProcess& process, FileTable& files,
+                             const image::Process* earlier, image::Process& out) {
   TRY(describe_process_outside(process.pid, files, earlier, out));
   for (const FrozenThread& thread : process.threads)
     describe_thread_outside(TRY(thread.status.valid() ? sys::read_status(thread.status)
@@ -187,22 +199,25 @@ Result<void> describe_frozen(FrozenTree& tree, FrozenProcess& process, FileTable
 }  // namespace
 
 Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule* earlier) {
-  if (processes_.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree_.freezer_path);
+  if (processes_.empty())
+    return make_error(Errc::tracee_gone, "no process in {}", tree_.freezer_path);
   FileTable files(tree_, capsule);
   for (FrozenProcess& process : processes_) {
-    if (process.threads.empty()) return make_error(Errc::tracee_gone, "process {} has ended", process.pid_inside);
-    Result<void> described = describe_frozen(*this, process, files, find_process(earlier, process.pid_inside),
-                                             *capsule.add_processes());
-    TRY(gone_if_dead(process.pid, std::move(described)).with(fmt::format("process {}", process.pid_inside)));
+    if (process.threads.empty())
+      return make_error(Errc::tracee_gone, "process {} has ended", process.pid_inside);
+    Result<void> described = describe_frozen(
+        *this, process, files, find_process(earlier, process.pid_inside), *capsule.add_processes());
+    TRY(gone_if_dead(process.pid, std::move(described))
+            .with(fmt::format("process {}", process.pid_inside)));
   }
   TRY(describe_common(processes_.front().pid, capsule));
   private_file_places_ = std::move(files).places();
   return {};
 }
 
-// One batch makes it, waits for us to fetch it, and closes it again, whether we live or not: a descriptor that is left
-// behind would shift the numbers of all that the program opens later. Which number it will have is known
-// beforehand: the lowest free one, since every thread stands still.
+// One batch makes it, waits for us to fetch it, and closes it again, whether we live or not: a
+// descriptor that is left behind would shift the numbers of all that the program opens later. Which
+// number it will have is known beforehand: the lowest free one, since every thread stands still.
 Result<UniqueFd> make_userfaultfd(FrozenTree& tree, FrozenProcess& process) {
   constexpr int user_mode_only = 1;  // Full ones need a privilege that the process may not have.
   int number = 0;
@@ -230,7 +245,9 @@ Result<UniqueFd> make_userfaultfd(FrozenTree& tree, FrozenProcess& process) {
     TRY(remote->run(thread, batch));
   }
   TRY(remote->unmap_arena(thread));
-  if (made < 0) return os_error(fmt::format("userfaultfd in process {}", process.pid_inside), static_cast<int>(-made));
+  if (made < 0)
+    return os_error(fmt::format("userfaultfd in process {}", process.pid_inside),
+                    static_cast<int>(-made));
   return fetched;
 }
 

@@ -1,5 +1,5 @@
-// A process tree in words: image.proto. What can be read while the program runs, and makes a useful beginning
-// for the target, is `describe_live`; what is exact is FrozenTree::describe (freeze.h).
+// A process tree in words: image.proto. What can be read while the program runs, and makes a useful
+// beginning for the target, is `describe_live`; what is exact is FrozenTree::describe (freeze.h).
 #pragma once
 
 #include <map>
@@ -19,19 +19,21 @@ struct LiveDescription {
   std::map<std::uint32_t, std::string> private_file_places;
 };
 
-// Touches nothing. Processes, mappings, files, credentials; no registers, no handlers. Since the program runs,
-// parts may be of different moments.
+// Touches nothing. Processes, mappings, files, credentials; no registers, no handlers. Since the
+// program runs, parts may be of different moments.
 Result<LiveDescription> describe_live(const TreeRef& tree);
 
-// Every reason why the tree can't move, in words for people, with the thread or descriptor. Touches nothing.
+// Every reason why the tree can't move, in words for people, with the thread or descriptor. Touches
+// nothing.
 Result<std::vector<std::string>> preflight(const TreeRef& tree);
 
-// The same for what only the program itself can be asked: stops it for about half a millisecond and injects.
-// Preconditions: preflight found nothing; the tree runs, and nobody else stops it.
+// The same for what only the program itself can be asked: stops it for about half a millisecond and
+// injects. Preconditions: preflight found nothing; the tree runs, and nobody else stops it.
 Result<std::vector<std::string>> preflight_inside(const TreeRef& tree);
 
-// A userfaultfd of the process, made inside it and fetched here; inside, it is closed again. UFFDIO_API
-// hasn't been called. A full one where the process may have it, else one for user mode only.
+// A userfaultfd of the process, made inside it and fetched here; inside, it is closed again.
+// UFFDIO_API hasn't been called. A full one where the process may have it, else one for user mode
+// only.
 Result<UniqueFd> make_userfaultfd(FrozenTree& tree, FrozenProcess& process);
 
 }  // namespace godwit::capture

@@ -37,9 +37,11 @@ class EarlierFlags {
   }
   // The earlier mapping that this one is, or has grown or shrunk from; null: it's new.
   const image::Vma* find(const sys::MapEntry& map) const {
-    for (auto at = by_end_.upper_bound(map.start); at != by_end_.end() && at->second->start() < map.end; ++at) {
+    for (auto at = by_end_.upper_bound(map.start);
+         at != by_end_.end() && at->second->start() < map.end; ++at) {
       const image::Vma& vma = *at->second;
-      if (vma.prot() == prot_of(map) && vma.shared() == map.shared && vma.kind() == kind_of(map)) return &vma;
+      if (vma.prot() == prot_of(map) && vma.shared() == map.shared && vma.kind() == kind_of(map))
+        return &vma;
     }
     return nullptr;
   }
@@ -55,15 +57,16 @@ struct Area {
   std::uint32_t pkey = 0;
 };
 
-// The mappings of a running program aren't read at one instant: one that grows or moves meanwhile can be
-// told twice.
+// The mappings of a running program aren't read at one instant: one that grows or moves meanwhile
+// can be told twice.
 bool overlap(const std::vector<Area>& areas) {
   for (std::size_t i = 1; i < areas.size(); ++i)
     if (areas[i].map.start < areas[i - 1].map.end) return true;
   return false;
 }
 
-// Of a program that maps all the time: what was told first stays. The frozen tree is described again.
+// Of a program that maps all the time: what was told first stays. The frozen tree is described
+// again.
 void drop_overlapping(std::vector<Area>& areas) {
   std::uint64_t end = 0;
   std::erase_if(areas, [&](const Area& area) {
@@ -101,7 +104,8 @@ Result<std::vector<Area>> read_areas(pid_t pid, const image::Mm* earlier) {
 
 Result<std::vector<Area>> list_areas(pid_t pid, const image::Mm* earlier) {
   std::vector<Area> areas = TRY(read_areas(pid, earlier));
-  for (int again = 0; overlap(areas) && again < torn_reads_max; ++again) areas = TRY(read_areas(pid, earlier));
+  for (int again = 0; overlap(areas) && again < torn_reads_max; ++again)
+    areas = TRY(read_areas(pid, earlier));
   if (overlap(areas)) drop_overlapping(areas);
   return areas;
 }
@@ -137,8 +141,10 @@ std::uint64_t vma_flag_bits(const sys::SmapsEntry& entry) {
 Result<void> describe_memory(pid_t pid, FileTable& files, const image::Mm* earlier, image::Mm& mm) {
   TRY(from_stat(pid, mm));
   mm.set_brk(mm.start_brk());
-  // A file is referred to once, however many mappings it has: they are compared by what maps shows of them.
-  std::map<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t, std::string>, std::uint32_t> known;
+  // A file is referred to once, however many mappings it has: they are compared by what maps shows
+  // of them.
+  std::map<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t, std::string>, std::uint32_t>
+      known;
   for (Area& area : TRY(list_areas(pid, earlier))) {
     const sys::MapEntry& map = area.map;
     image::Vma& vma = *mm.add_vmas();
@@ -154,10 +160,12 @@ Result<void> describe_memory(pid_t pid, FileTable& files, const image::Mm* earli
     if (map.path.starts_with('[')) vma.set_path_hint(map.path);
     if (vma.kind() != image::Vma::FILE && vma.kind() != image::Vma::SHARED_ANON) continue;
     vma.set_pgoff_bytes(map.offset);
-    auto [at, added] = known.emplace(std::tuple(map.dev_major, map.dev_minor, map.inode, map.path), 0);
+    auto [at, added] =
+        known.emplace(std::tuple(map.dev_major, map.dev_minor, map.inode, map.path), 0);
     if (added) {
       const std::string place = sys::proc_path(pid, "map_files/" + map.map_files_name());
-      image::FileRef ref = TRY(files.refer(pid, place, map.path, map.deleted).with(fmt::format("mapping at {:#x}", map.start)));
+      image::FileRef ref = TRY(files.refer(pid, place, map.path, map.deleted)
+                                   .with(fmt::format("mapping at {:#x}", map.start)));
       ref.set_id(static_cast<std::uint32_t>(mm.mapped_size()) + 1);
       at->second = ref.id();
       *mm.add_mapped() = std::move(ref);
@@ -173,7 +181,8 @@ Result<void> describe_memory(pid_t pid, FileTable& files, const image::Mm* earli
   image::FileRef ref = TRY(files.refer(pid, exe, path, deleted).with("executable"));
   // Usually one of the mapped files; it is found by path or private id.
   for (const image::FileRef& mapped : mm.mapped())
-    if (mapped.where() == ref.where() && mapped.path() == ref.path() && mapped.private_file() == ref.private_file())
+    if (mapped.where() == ref.where() && mapped.path() == ref.path() &&
+        mapped.private_file() == ref.private_file())
       mm.set_exe_file(mapped.id());
   if (mm.exe_file() == 0) {
     ref.set_id(static_cast<std::uint32_t>(mm.mapped_size()) + 1);

@@ -1,24 +1,30 @@
-// Problem. A stop must not be seen by the program, and our death at any instruction must not either.
-// Both the freezer and PTRACE_INTERRUPT kick sleeping threads out of their system calls. Most calls
-// then show one of the kernel's restart codes in rax and are restarted when the thread goes on, by the
-// kernel itself, whether we live or not. But some answer EINTR after a mere stop (signal(7):
-// epoll_wait, semop, sigtimedwait, socket calls with a timeout, read of an inotify descriptor, ...). That must
-// be undone before the thread runs again; so somebody has to hold it until then, who outlives us.
+// Problem. A stop must not be seen by the program, and our death at any instruction must not
+// either. Both the freezer and PTRACE_INTERRUPT kick sleeping threads out of their system calls.
+// Most calls then show one of the kernel's restart codes in rax and are restarted when the thread
+// goes on, by the kernel itself, whether we live or not. But some answer EINTR after a mere stop
+// (signal(7): epoll_wait, semop, sigtimedwait, socket calls with a timeout, read of an inotify
+// descriptor, ...). That must be undone before the thread runs again; so somebody has to hold it
+// until then, who outlives us.
 //
 // Way (v2 freezer, kernels from 5.2):
 //   1. cgroup.freeze = 1. Threads trap in the kernel, on their way back to the program.
-//   2. PTRACE_SEIZE, PTRACE_INTERRUPT all. A frozen v2 task answers: a ptrace trap has priority over the
-//      freezer's. If we die here the cgroup stays frozen: recover() starts over and finishes the job.
-//   3. Every EINTR of such a call becomes -ERESTARTNOHAND in rax: not a rewound program counter, for
+//   2. PTRACE_SEIZE, PTRACE_INTERRUPT all. A frozen v2 task answers: a ptrace trap has priority
+//   over the
+//      freezer's. If we die here the cgroup stays frozen: recover() starts over and finishes the
+//      job.
+//   3. Every EINTR of such a call becomes -ERESTARTNOHAND in rax: not a rewound program counter,
+//   for
 //      then a signal that comes before the thread goes on would find a call that hasn't begun, and
-//      an epoll_pwait(2) would sleep on. With the code, the kernel decides at the very moment the thread goes
-//      on: a handler runs -> EINTR, none -> restart.
-//   4. cgroup.freeze = 0: frozen tasks can't execute injected calls. Threads stay in their ptrace stops.
-// From 3 on the death of the tracer is harmless: every context is one that the kernel knows how to continue.
+//      an epoll_pwait(2) would sleep on. With the code, the kernel decides at the very moment the
+//      thread goes on: a handler runs -> EINTR, none -> restart.
+//   4. cgroup.freeze = 0: frozen tasks can't execute injected calls. Threads stay in their ptrace
+//   stops.
+// From 3 on the death of the tracer is harmless: every context is one that the kernel knows how to
+// continue.
 //
-// A cgroup v2 can be mounted beside v1 hierarchies on any kernel since 5.2, no controller is needed. Where
-// only the v1 freezer is there, steps 1 and 4 fall away (its tasks answer no ptrace), and a tracer that
-// dies between 2 and 3, some 20 us a thread, can leak an EINTR.
+// A cgroup v2 can be mounted beside v1 hierarchies on any kernel since 5.2, no controller is
+// needed. Where only the v1 freezer is there, steps 1 and 4 fall away (its tasks answer no ptrace),
+// and a tracer that dies between 2 and 3, some 20 us a thread, can leak an EINTR.
 //
 // Measured on 6.18 with 2 cores, freeze to thaw: see README.md.
 
@@ -48,8 +54,8 @@ namespace godwit::capture {
 namespace {
 
 constexpr std::int64_t stop_limit_us = 10'000'000;
-constexpr std::int64_t end_limit_us = 1'000'000;  // From SIGKILL to the end of a thread.
-constexpr int list_rounds_max = 1'000;  // Each finds at least one new thread.
+constexpr std::int64_t end_limit_us = 1'000'000;     // From SIGKILL to the end of a thread.
+constexpr int list_rounds_max = 1'000;               // Each finds at least one new thread.
 constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go within that.
 
 constexpr std::size_t status_files_max = 256;
@@ -80,16 +86,32 @@ bool is_gone(const Error& error) { return error.code() == Errc::tracee_gone; }
 bool repair_interrupted_call(sys::Regs& regs) {
   if (!sys::in_syscall(regs) || static_cast<std::int64_t>(regs.rax) != -EINTR) return false;
   switch (regs.orig_rax) {
-    case SYS_epoll_wait: case SYS_epoll_pwait: case SYS_epoll_pwait2:
-    case SYS_semop: case SYS_semtimedop: case SYS_rt_sigtimedwait:
-    case SYS_accept: case SYS_accept4: case SYS_connect:
-    case SYS_recvfrom: case SYS_recvmsg: case SYS_recvmmsg:
-    case SYS_sendto: case SYS_sendmsg: case SYS_sendmmsg:
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case SYS_epoll_pwait2:
+    case SYS_semop:
+    case SYS_semtimedop:
+    case SYS_rt_sigtimedwait:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_connect:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_sendmmsg:
     // Sockets with a timeout and inotify; every other file answers ERESTARTSYS.
-    case SYS_read: case SYS_readv: case SYS_write: case SYS_writev:
-    case SYS_io_getevents: case SYS_io_pgetevents:
+    case SYS_read:
+    case SYS_readv:
+    case SYS_write:
+    case SYS_writev:
+    case SYS_io_getevents:
+    case SYS_io_pgetevents:
     // Undone or without effect when interrupted.
-    case SYS_fallocate: case SYS_madvise: case SYS_getrandom:
+    case SYS_fallocate:
+    case SYS_madvise:
+    case SYS_getrandom:
       regs.rax = static_cast<std::uint64_t>(sys::err_restartnohand);
       return true;
     default:
@@ -150,7 +172,8 @@ pid_t FrozenTree::node_pid(pid_t pid_inside) const {
 }
 
 Result<sys::RemoteProcess*> FrozenTree::remote(FrozenProcess& process) {
-  if (!process.remote) process.remote = TRY(sys::RemoteProcess::open(process.pid, process.pid_inside));
+  if (!process.remote)
+    process.remote = TRY(sys::RemoteProcess::open(process.pid, process.pid_inside));
   return &*process.remote;
 }
 
@@ -219,7 +242,8 @@ Result<bool> seize_one(pid_t tid) {
     if (!status.ok() || status->tracer == 0) return std::move(seized).error();
     // Somebody traces it: a debugger, or a tracer of ours that is just dying.
     if (monotonic_us() - start > attach_retry_us)
-      return make_error(Errc::refused, "thread {} ({}) is traced by process {}", tid, status->name, status->tracer);
+      return make_error(Errc::refused, "thread {} ({}) is traced by process {}", tid, status->name,
+                        status->tracer);
     timespec pause{0, 500'000};
     ::nanosleep(&pause, nullptr);
   }
@@ -302,7 +326,8 @@ Result<void> FrozenTree::seize_all(std::vector<Known>& known) {
     }
     if (!any) return {};
   }
-  return make_error(Errc::timeout, "{} makes threads faster than they can be stopped", tree_.freezer_path);
+  return make_error(Errc::timeout, "{} makes threads faster than they can be stopped",
+                    tree_.freezer_path);
 }
 
 // Threads that are still in a batch of a tracer that died: let them get through it.
@@ -329,7 +354,8 @@ Result<void> FrozenTree::unmap_arenas() {
 
 namespace {
 
-// A thread that was killed under us must be waited for by us, its tracer: until then its process can't be reaped.
+// A thread that was killed under us must be waited for by us, its tracer: until then its process
+// can't be reaped.
 Result<void> let_go(pid_t tid) {
   Result<void> detached = sys::ptrace_detach(tid, 0);
   if (detached.ok() || !is_gone(detached.error())) return detached;
@@ -348,7 +374,8 @@ Result<void> FrozenTree::seal() {
   return hold();
 }
 
-// Preconditions: nothing is injected any more before the threads go on: each stop counts as a switch.
+// Preconditions: nothing is injected any more before the threads go on: each stop counts as a
+// switch.
 std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
   std::vector<sys::InterruptedSleep> sleeps;
   for (FrozenProcess& process : processes_) {
@@ -358,9 +385,11 @@ std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
       if (static_cast<std::int64_t>(thread.regs.rax) != sys::err_restart_restartblock) continue;
       if (!thread.asleep_since_ns && !thread.ends_at_ns) continue;
       image::Thread described;
-      Result<sys::Regs> regs = describe_restart(process, thread, **memory, frozen_at_ns_, described);
+      Result<sys::Regs> regs =
+          describe_restart(process, thread, **memory, frozen_at_ns_, described);
       Result<std::uint64_t> switches = sys::read_voluntary_switches(process.pid, thread.tid);
-      if (!regs.ok() || !switches.ok() || !described.has_restart()) continue;  // Its timeout begins anew.
+      if (!regs.ok() || !switches.ok() || !described.has_restart())
+        continue;  // Its timeout begins anew.
       const image::Restart& restart = described.restart();
       sys::InterruptedSleep& sleep = sleeps.emplace_back();
       sleep.tid_inside = thread.tid_inside, sleep.nr = restart.nr();
@@ -410,8 +439,9 @@ Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
   TRY(tree.seize_all(known));
   for (FrozenProcess& process : tree.processes_) {
     process.pidfd = TRY(sys::open_pidfd(process.pid));
-    std::sort(process.threads.begin() + 1, process.threads.end(),
-              [](const FrozenThread& a, const FrozenThread& b) { return a.tid_inside < b.tid_inside; });
+    std::sort(
+        process.threads.begin() + 1, process.threads.end(),
+        [](const FrozenThread& a, const FrozenThread& b) { return a.tid_inside < b.tid_inside; });
   }
   // From here every context is one that the kernel continues rightly without us.
   TRY(tree.unhold());

@@ -1,4 +1,5 @@
-// Stops a process tree such that it can be looked at, and puts everything back unless told otherwise.
+// Stops a process tree such that it can be looked at, and puts everything back unless told
+// otherwise.
 #pragma once
 
 #include <cstdint>
@@ -27,13 +28,14 @@ struct TreeStdio {
 struct TreeRef {
   std::string freezer_path;  // Directory of the cgroup in the hierarchy that freezes.
   bool freezer_v2 = true;
-  pid_t init_pid = 0;        // godwit-init of the capsule, as this node sees it.
-  TreeStdio stdio = {};      // Pipes and terminals that are not these are refused.
+  pid_t init_pid = 0;    // godwit-init of the capsule, as this node sees it.
+  TreeStdio stdio = {};  // Pipes and terminals that are not these are refused.
 };
 
 struct FreezeHints {
-  // For the last freeze of a migration: measure since when sleeping threads sleep, so that timeouts can
-  // be continued on another kernel (sleep_clock.h). Costs about 25 us a thread before anything is stopped.
+  // For the last freeze of a migration: measure since when sleeping threads sleep, so that timeouts
+  // can be continued on another kernel (sleep_clock.h). Costs about 25 us a thread before anything
+  // is stopped.
   bool measure_sleeps = false;
   // Of threads that this node let go on before, from thaw() or from the restorer.
   std::vector<sys::InterruptedSleep> known_sleeps = {};
@@ -45,10 +47,12 @@ struct FrozenThread : sys::StoppedThread {
   std::optional<std::int64_t> asleep_since_ns;
   bool stopped_by_signal = false;  // SIGSTOP or the like holds it; it stays so when it is thawed.
   UniqueFd status;  // /proc/PID/task/TID/status, opened while the program still ran; may be empty.
-  std::int64_t stopped_at_ns = 0;  // CLOCK_MONOTONIC when it was seen to stand: it has stood since before.
+  std::int64_t stopped_at_ns =
+      0;  // CLOCK_MONOTONIC when it was seen to stand: it has stood since before.
   // The call that restart_syscall(2) stands for, where the thread is in that; else -1.
   std::int64_t restarted_nr = -1;
-  std::optional<std::int64_t> ends_at_ns;  // CLOCK_MONOTONIC; when that call ends, where it was noted.
+  std::optional<std::int64_t>
+      ends_at_ns;  // CLOCK_MONOTONIC; when that call ends, where it was noted.
 };
 
 struct FrozenProcess {
@@ -60,7 +64,8 @@ struct FrozenProcess {
 };
 
 // Owns the stop: the destructor lets the tree go on, on this node, as if nothing had been.
-// Threads: everything must be called on the thread that called freeze(), since ptrace binds a tracee to it.
+// Threads: everything must be called on the thread that called freeze(), since ptrace binds a
+// tracee to it.
 class FrozenTree {
  public:
   FrozenTree(FrozenTree&&) noexcept;
@@ -69,26 +74,33 @@ class FrozenTree {
 
   std::vector<FrozenProcess>& processes() { return processes_; }
   Result<FrozenProcess*> find(pid_t pid_inside);
-  pid_t node_pid(pid_t pid_inside) const;  // 0: no such process.
+  pid_t node_pid(pid_t pid_inside) const;                      // 0: no such process.
   std::int64_t frozen_at_ns() const { return frozen_at_ns_; }  // CLOCK_MONOTONIC
 
-  // Opened at first use. Its arena, if one gets mapped, is unmapped by thaw(), seal() and the destructor.
+  // Opened at first use. Its arena, if one gets mapped, is unmapped by thaw(), seal() and the
+  // destructor.
   Result<sys::RemoteProcess*> remote(FrozenProcess& process);
 
-  // Exact: everything of image.proto but `spec`, and but what is found in files (migrate's work). Injects.
-  // `earlier`: a description from before the freeze; flags of mappings that haven't changed since are taken from it,
-  // which saves reading smaps (2.5 us a mapping and a walk over every page).
+  // Exact: everything of image.proto but `spec`, and but what is found in files (migrate's work).
+  // Injects. `earlier`: a description from before the freeze; flags of mappings that haven't
+  // changed since are taken from it, which saves reading smaps (2.5 us a mapping and a walk over
+  // every page).
   Result<void> describe(image::Capsule& capsule, const image::Capsule* earlier = nullptr);
-  // After describe: where the content of private files without a name is opened ("/proc/PID/fd/3"), by id.
-  const std::map<std::uint32_t, std::string>& private_file_places() const { return private_file_places_; }
+  // After describe: where the content of private files without a name is opened ("/proc/PID/fd/3"),
+  // by id.
+  const std::map<std::uint32_t, std::string>& private_file_places() const {
+    return private_file_places_;
+  }
 
-  // Freezes the cgroup again: from here the death of this process leaves the tree held, and nothing can be injected.
+  // Freezes the cgroup again: from here the death of this process leaves the tree held, and nothing
+  // can be injected.
   Result<void> seal();
   // The destructor will no longer thaw: somebody else runs the program now, or may be running it.
   void commit() { committed_ = true; }
   // Rollback, with its error. The tree runs when this returns, even on error, as far as possible.
   Result<void> thaw() { return thaw(nullptr); }
-  // The same, and notes the sleeps that it interrupted, for the next freeze. For trees whose sleeps were measured.
+  // The same, and notes the sleeps that it interrupted, for the next freeze. For trees whose sleeps
+  // were measured.
   Result<void> thaw(std::vector<sys::InterruptedSleep>* sleeps);
 
  private:
@@ -112,22 +124,23 @@ class FrozenTree {
   std::map<std::uint32_t, std::string> private_file_places_;
   std::vector<FrozenProcess> processes_;
   std::int64_t frozen_at_ns_ = 0;
-  bool held_ = false;       // The cgroup is frozen by us.
-  bool seized_ = false;     // Threads are in ptrace stop.
+  bool held_ = false;    // The cgroup is frozen by us.
+  bool seized_ = false;  // Threads are in ptrace stop.
   bool committed_ = false;
 };
 
 // On failure the tree runs on, as it does when the answer goes out of scope.
 Result<FrozenTree> freeze(const TreeRef& tree, const FreezeHints& hints = {});
 
-// After the death of a tracer: puts interrupted system calls in order and thaws. Harmless on a tree that runs.
+// After the death of a tracer: puts interrupted system calls in order and thaws. Harmless on a tree
+// that runs.
 Result<void> recover(const TreeRef& tree);
 
 // Every thread id in the tree, as this node sees it.
 Result<std::vector<pid_t>> list_tree_threads(const TreeRef& tree);
 
-// Replaces the EINTR that our stop (and the freezer's) caused in calls which the kernel doesn't restart
-// after a stop. The answer: whether anything was changed.
+// Replaces the EINTR that our stop (and the freezer's) caused in calls which the kernel doesn't
+// restart after a stop. The answer: whether anything was changed.
 bool repair_interrupted_call(sys::Regs& regs);
 
 }  // namespace godwit::capture

@@ -1,6 +1,7 @@
-// What can't move is said before anything is touched, by name, all of it at once: everything that isn't known to
-// be covered is refused. A few things show only from inside the process (Landlock, keyrings, AMX permission, a local
-// descriptor table, syscall user dispatch): see preflight_inside.cc.
+// What can't move is said before anything is touched, by name, all of it at once: everything that
+// isn't known to be covered is refused. A few things show only from inside the process (Landlock,
+// keyrings, AMX permission, a local descriptor table, syscall user dispatch): see
+// preflight_inside.cc.
 
 #include "capture/describe.h"
 
@@ -44,21 +45,29 @@ class Reasons {
 // In words, what "anon_inode:NAME" or another link without a path stands for; empty: none of these.
 std::string anonymous_kind(const std::string& link) {
   static const std::map<std::string, std::string> names = {
-      {"[eventpoll]", "an epoll instance"},   {"[eventfd]", "an eventfd"},
-      {"[timerfd]", "a timerfd"},             {"[signalfd]", "a signalfd"},
-      {"[io_uring]", "an io_uring"},          {"[perf_event]", "a perf event"},
-      {"[userfaultfd]", "a userfaultfd"},     {"[pidfd]", "a pidfd"},
-      {"inotify", "an inotify instance"},     {"[fanotify]", "a fanotify group"},
-      {"bpf-map", "a BPF map"},               {"bpf-prog", "a BPF program"},
-      {"bpf_link", "a BPF link"},             {"[landlock-ruleset]", "a Landlock ruleset"},
+      {"[eventpoll]", "an epoll instance"},
+      {"[eventfd]", "an eventfd"},
+      {"[timerfd]", "a timerfd"},
+      {"[signalfd]", "a signalfd"},
+      {"[io_uring]", "an io_uring"},
+      {"[perf_event]", "a perf event"},
+      {"[userfaultfd]", "a userfaultfd"},
+      {"[pidfd]", "a pidfd"},
+      {"inotify", "an inotify instance"},
+      {"[fanotify]", "a fanotify group"},
+      {"bpf-map", "a BPF map"},
+      {"bpf-prog", "a BPF program"},
+      {"bpf_link", "a BPF link"},
+      {"[landlock-ruleset]", "a Landlock ruleset"},
       {"seccomp notify", "a seccomp listener"},
   };
   constexpr std::string_view prefix = "anon_inode:";
   if (link.starts_with("socket:")) return "a socket";
   if (link.starts_with("pipe:")) return "a pipe that isn't the capsule's stdin, stdout or stderr";
   if (link.starts_with("pidfd:")) return "a pidfd";
-  if (link.starts_with("mnt:") || link.starts_with("net:") || link.starts_with("user:") || link.starts_with("pid:") ||
-      link.starts_with("uts:") || link.starts_with("ipc:") || link.starts_with("time:") || link.starts_with("cgroup:"))
+  if (link.starts_with("mnt:") || link.starts_with("net:") || link.starts_with("user:") ||
+      link.starts_with("pid:") || link.starts_with("uts:") || link.starts_with("ipc:") ||
+      link.starts_with("time:") || link.starts_with("cgroup:"))
     return "a namespace";
   if (!link.starts_with(prefix)) return "";
   const std::string name = link.substr(prefix.size());
@@ -66,7 +75,8 @@ std::string anonymous_kind(const std::string& link) {
   return known != names.end() ? known->second : fmt::format("an anonymous file ({})", name);
 }
 
-Result<void> check_descriptor(const TreeRef& tree, pid_t pid, pid_t inside, int fd, Reasons& reasons) {
+Result<void> check_descriptor(const TreeRef& tree, pid_t pid, pid_t inside, int fd,
+                              Reasons& reasons) {
   const std::string place = sys::proc_path(pid, fmt::format("fd/{}", fd));
   std::string link = TRY(sys::read_link(place));
   struct stat st {};
@@ -79,38 +89,51 @@ Result<void> check_descriptor(const TreeRef& tree, pid_t pid, pid_t inside, int 
   sys::FdInfo info = TRY(sys::read_fdinfo(pid, fd));
   if (S_ISCHR(st.st_mode) && !is_plain_device(st))
     reasons.add("descriptor {} of process {} is the device {}", fd, inside, link);
-  if (S_ISBLK(st.st_mode)) reasons.add("descriptor {} of process {} is the block device {}", fd, inside, link);
+  if (S_ISBLK(st.st_mode))
+    reasons.add("descriptor {} of process {} is the block device {}", fd, inside, link);
   if (S_ISFIFO(st.st_mode) && !(info.flags & O_PATH))
-    reasons.add("descriptor {} of process {} is the fifo {}, which can't move yet", fd, inside, link);
+    reasons.add("descriptor {} of process {} is the fifo {}, which can't move yet", fd, inside,
+                link);
   struct statfs system {};
   if (S_ISREG(st.st_mode) && ::statfs(place.c_str(), &system) == 0 && system.f_type == mqueue_magic)
-    reasons.add("descriptor {} of process {} is the POSIX message queue {}, which can't move yet", fd, inside, link);
-  if (link.starts_with("/secretmem")) reasons.add("descriptor {} of process {} is secret memory", fd, inside);
+    reasons.add("descriptor {} of process {} is the POSIX message queue {}, which can't move yet",
+                fd, inside, link);
+  if (link.starts_with("/secretmem"))
+    reasons.add("descriptor {} of process {} is secret memory", fd, inside);
   if (link.starts_with("/memfd:") && st.st_blksize > 4096)
-    reasons.add("descriptor {} of process {} is a memfd of huge pages, which can't move yet", fd, inside);
+    reasons.add("descriptor {} of process {} is a memfd of huge pages, which can't move yet", fd,
+                inside);
   if (info.find("lock") != nullptr)
-    reasons.add("descriptor {} of process {} holds a lock on {}, which can't move yet", fd, inside, link);
+    reasons.add("descriptor {} of process {} holds a lock on {}, which can't move yet", fd, inside,
+                link);
   return {};
 }
 
 void check_mapping(const sys::SmapsEntry& entry, pid_t inside, Reasons& reasons) {
   const sys::MapEntry& map = entry.map;
-  const bool kernels_own =
-      map.is_special("[vdso]") || map.is_special("[vvar]") || map.is_special("[vvar_vclock]") || map.path == "[vsyscall]";
+  const bool kernels_own = map.is_special("[vdso]") || map.is_special("[vvar]") ||
+                           map.is_special("[vvar_vclock]") || map.path == "[vsyscall]";
   if (kernels_own) return;
   const std::string name = map.path.empty() ? "anonymous memory" : map.path;
   auto refuse = [&](const char* what) {
     reasons.add("the mapping of {} at {:#x} in process {} {}", name, map.start, inside, what);
   };
-  if (map.path.starts_with("/secretmem")) refuse("is secret memory");
-  else if (map.path.starts_with("/SYSV")) refuse("is a System V segment, which can't move yet");
-  else if (map.path.starts_with("/[aio]")) refuse("belongs to asynchronous I/O (io_setup), which can't move yet");
-  else if (map.path.starts_with("anon_inode:")) refuse("belongs to an io_uring, perf event or the like");
-  else if (entry.has("io") || entry.has("pf")) refuse("is device memory");
-  else if (entry.has("ht")) refuse("is of hugetlbfs, which can't move yet");
+  if (map.path.starts_with("/secretmem"))
+    refuse("is secret memory");
+  else if (map.path.starts_with("/SYSV"))
+    refuse("is a System V segment, which can't move yet");
+  else if (map.path.starts_with("/[aio]"))
+    refuse("belongs to asynchronous I/O (io_setup), which can't move yet");
+  else if (map.path.starts_with("anon_inode:"))
+    refuse("belongs to an io_uring, perf event or the like");
+  else if (entry.has("io") || entry.has("pf"))
+    refuse("is device memory");
+  else if (entry.has("ht"))
+    refuse("is of hugetlbfs, which can't move yet");
   if (entry.has("sl")) refuse("is sealed (mseal), which can't move yet");
   if (entry.has("ss")) refuse("is a shadow stack");
-  if (entry.has("um") || entry.has("uw") || entry.has("ui")) refuse("is registered with a userfaultfd");
+  if (entry.has("um") || entry.has("uw") || entry.has("ui"))
+    refuse("is registered with a userfaultfd");
   if (entry.protection_key != 0) refuse("has a protection key, which can't move yet");
 }
 
@@ -120,22 +143,29 @@ Result<void> check_guard_pages(pid_t pid, pid_t inside, Reasons& reasons) {
   UniqueFd pagemap = TRY(sys::open_pagemap(pid));
   std::vector<sys::PageRegion> found;
   TRY(sys::pagemap_scan(pagemap.get(),
-                        {.start = 0, .end = user_addresses_end, .required = sys::page_guard, .returned = sys::page_guard},
+                        {.start = 0,
+                         .end = user_addresses_end,
+                         .required = sys::page_guard,
+                         .returned = sys::page_guard},
                         found));
   if (!found.empty())
-    reasons.add("process {} has guard pages at {:#x} (MADV_GUARD_INSTALL), which can't move yet", inside,
-                found.front().start);
+    reasons.add("process {} has guard pages at {:#x} (MADV_GUARD_INSTALL), which can't move yet",
+                inside, found.front().start);
   return {};
 }
 
-Result<void> check_namespaces(const TreeRef& tree, pid_t pid, pid_t tid, pid_t inside, Reasons& reasons) {
+Result<void> check_namespaces(const TreeRef& tree, pid_t pid, pid_t tid, pid_t inside,
+                              Reasons& reasons) {
   if (tree.init_pid == 0) return {};
-  // Not the cgroup namespace: the capsule's program has one whose root is the tree's own group, init
-  // stays outside of it.
+  // Not the cgroup namespace: the capsule's program has one whose root is the tree's own group,
+  // init stays outside of it.
   for (const char* name : {"mnt", "net", "pid", "uts", "ipc", "user"}) {
-    const std::string theirs = TRY(sys::read_link(sys::proc_path(pid, tid, fmt::format("ns/{}", name))));
-    const std::string capsules = TRY(sys::read_link(sys::proc_path(tree.init_pid, fmt::format("ns/{}", name))));
-    if (theirs != capsules) reasons.add("thread {} of process {} is in a {} namespace of its own", tid, inside, name);
+    const std::string theirs =
+        TRY(sys::read_link(sys::proc_path(pid, tid, fmt::format("ns/{}", name))));
+    const std::string capsules =
+        TRY(sys::read_link(sys::proc_path(tree.init_pid, fmt::format("ns/{}", name))));
+    if (theirs != capsules)
+      reasons.add("thread {} of process {} is in a {} namespace of its own", tid, inside, name);
   }
   return {};
 }
@@ -143,7 +173,9 @@ Result<void> check_namespaces(const TreeRef& tree, pid_t pid, pid_t tid, pid_t i
 Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& reasons) {
   sys::ProcStatus s = TRY(sys::read_status(pid, tid));
   const pid_t inside = s.ns_tgid.back(), tid_inside = s.ns_pid.back();
-  auto refuse = [&](const std::string& what) { reasons.add("thread {} ({}) of process {} {}", tid_inside, s.name, inside, what); };
+  auto refuse = [&](const std::string& what) {
+    reasons.add("thread {} ({}) of process {} {}", tid_inside, s.name, inside, what);
+  };
   if (s.state == 'Z' || s.state == 'X') {
     refuse("has ended, and others go on without it, which can't move yet");
     return {};
@@ -151,19 +183,21 @@ Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& re
   if (s.state == 'T') refuse("is stopped by a signal, and can't move until it is continued");
   if (s.tracer != 0) refuse(fmt::format("is traced by process {}", s.tracer));
   if (s.shadow_stack) refuse("has a shadow stack");
-  if (TRY(sys::read_stat(pid, tid)).flags & pf_io_worker) refuse("is a kernel worker of an io_uring");
+  if (TRY(sys::read_stat(pid, tid)).flags & pf_io_worker)
+    refuse("is a kernel worker of an io_uring");
   if (TRY(sys::read_core_cookie(tid)) != 0) refuse("uses core scheduling, which can't move yet");
   TRY(check_namespaces(tree, pid, tid, inside, reasons));
   if (tid == pid) return {};
-  const std::pair<sys::KcmpType, const char*> shared[] = {{sys::KcmpType::files, "descriptors"},
-                                                          {sys::KcmpType::fs, "a working directory or umask"}};
+  const std::pair<sys::KcmpType, const char*> shared[] = {
+      {sys::KcmpType::files, "descriptors"}, {sys::KcmpType::fs, "a working directory or umask"}};
   for (auto& [type, what] : shared)
-    if (TRY(sys::kcmp(pid, tid, type)) != 0) refuse(fmt::format("has {} of its own (unshare), which can't move yet", what));
+    if (TRY(sys::kcmp(pid, tid, type)) != 0)
+      refuse(fmt::format("has {} of its own (unshare), which can't move yet", what));
   return {};
 }
 
-// "7f2c4000 bind:0 anon=1 ...": policies of areas (mbind) show nowhere else. Where an area has none, the one of the
-// process is shown: so of the vdso, which nobody binds.
+// "7f2c4000 bind:0 anon=1 ...": policies of areas (mbind) show nowhere else. Where an area has
+// none, the one of the process is shown: so of the vdso, which nobody binds.
 Result<void> check_memory_policies(pid_t pid, pid_t inside, std::uint64_t vdso, Reasons& reasons) {
   Result<std::string> text = read_file(sys::proc_path(pid, "numa_maps"));
   if (!text.ok()) {
@@ -183,8 +217,10 @@ Result<void> check_memory_policies(pid_t pid, pid_t inside, std::uint64_t vdso, 
   }
   for (const auto& [start, policy] : areas)
     if (!usual.empty() && policy != usual)
-      reasons.add("the mapping at {:#x} in process {} has a memory policy of its own ({}), which can't move yet", start,
-                  inside, policy);
+      reasons.add(
+          "the mapping at {:#x} in process {} has a memory policy of its own ({}), which can't "
+          "move yet",
+          start, inside, policy);
   return {};
 }
 
@@ -200,14 +236,17 @@ Result<void> check_dead_children(pid_t pid, pid_t tid, pid_t inside, Reasons& re
   for (pid_t child = 0; numbers >> child;) {
     Result<sys::ProcStatus> status = sys::read_status(child);
     if (status.ok() && status->state == 'Z')
-      reasons.add("process {} has a child {} ({}) that has ended and wasn't waited for, which can't move yet", inside,
-                  status->ns_pid.back(), status->name);
+      reasons.add(
+          "process {} has a child {} ({}) that has ended and wasn't waited for, which can't move "
+          "yet",
+          inside, status->ns_pid.back(), status->name);
   }
   return {};
 }
 
 Result<void> check_security(pid_t pid, pid_t inside, Reasons& reasons) {
-  Result<std::string> label = read_file(sys::proc_path(pid, "attr/current"));  // EINVAL without an LSM.
+  Result<std::string> label =
+      read_file(sys::proc_path(pid, "attr/current"));  // EINVAL without an LSM.
   if (!label.ok()) return {};
   std::string text = label->c_str();
   while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
@@ -225,7 +264,8 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   for (pid_t tid : TRY(sys::list_threads(pid))) {
     Result<void> checked = check_thread(tree, pid, tid, reasons);
     // Threads come and go; the end of the first one shows as a zombie.
-    if (!checked.ok() && (tid == pid || checked.error().code() != Errc::tracee_gone)) return checked;
+    if (!checked.ok() && (tid == pid || checked.error().code() != Errc::tracee_gone))
+      return checked;
     TRY(check_dead_children(pid, tid, inside, reasons));
   }
   for (int fd : TRY(sys::list_fds(pid))) {
@@ -242,7 +282,8 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   if (vdso == 0) reasons.add("process {} has no [vdso], where injected calls are executed", inside);
   TRY(check_memory_policies(pid, inside, vdso, reasons));
   const pid_t usual = tree.init_pid != 0 ? tree.init_pid : ::getpid();
-  if (TRY(sys::read_link(sys::proc_path(pid, "root"))) != TRY(sys::read_link(sys::proc_path(usual, "root"))))
+  if (TRY(sys::read_link(sys::proc_path(pid, "root"))) !=
+      TRY(sys::read_link(sys::proc_path(usual, "root"))))
     reasons.add("process {} has changed its root directory, which can't move yet", inside);
   return check_security(pid, inside, reasons);
 }
@@ -266,10 +307,12 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree) {
     reasons.add("it has {} processes, and process trees can't move yet: {}", pids.size(), names);
   }
   for (pid_t pid : pids) {
-    // Where the leader has ended and others go on, /proc/PID has neither exe nor mm nor descriptors; and a skeleton
-    // whose leader ends before its threads are made isn't covered.
-    if (Result<sys::ProcStatus> leader = sys::read_status(pid); leader.ok() && leader->state == 'Z' && leader->threads > 1) {
-      reasons.add("the main thread of process {} has ended while others go on", leader->ns_tgid.back());
+    // Where the leader has ended and others go on, /proc/PID has neither exe nor mm nor
+    // descriptors; and a skeleton whose leader ends before its threads are made isn't covered.
+    if (Result<sys::ProcStatus> leader = sys::read_status(pid);
+        leader.ok() && leader->state == 'Z' && leader->threads > 1) {
+      reasons.add("the main thread of process {} has ended while others go on",
+                  leader->ns_tgid.back());
       continue;
     }
     Result<void> checked = check_process(tree, pid, reasons);

@@ -1,15 +1,18 @@
-// What no file in /proc tells, and what the target could not give to a process either: Landlock domains and keys.
-// Asked of the program itself, in a stop of its own before the migration begins (about half a millisecond), so that
-// it is refused like everything else, before anything is sent.
+// What no file in /proc tells, and what the target could not give to a process either: Landlock
+// domains and keys. Asked of the program itself, in a stop of its own before the migration begins
+// (about half a millisecond), so that it is refused like everything else, before anything is sent.
 //
-// Landlock has no call that says "you are confined", and what a domain forbids is up to its author. But one thing
-// every domain forbids: to look at a process outside of it (hook_ptrace_access_check). So there has to be a process
-// at which this thread may look by all other rules, a *witness*: in the capsule's PID namespace, with the thread's
-// real user and group, without capabilities, dumpable. kcmp(2) with it twice changes nothing and asks only that
-// question: EPERM is the domain's answer. Seccomp filters don't count meanwhile (PTRACE_O_SUSPEND_SECCOMP).
+// Landlock has no call that says "you are confined", and what a domain forbids is up to its author.
+// But one thing every domain forbids: to look at a process outside of it
+// (hook_ptrace_access_check). So there has to be a process at which this thread may look by all
+// other rules, a *witness*: in the capsule's PID namespace, with the thread's real user and group,
+// without capabilities, dumpable. kcmp(2) with it twice changes nothing and asks only that
+// question: EPERM is the domain's answer. Seccomp filters don't count meanwhile
+// (PTRACE_O_SUSPEND_SECCOMP).
 //
-// Keys: init gives each capsule a session keyring of its own, which is empty; the default of a session without one
-// is that of the user. Anything else is the program's, and so is a keyring of its thread or process.
+// Keys: init gives each capsule a session keyring of its own, which is empty; the default of a
+// session without one is that of the user. Anything else is the program's, and so is a keyring of
+// its thread or process.
 
 #include "capture/describe.h"
 #include "capture/freeze.h"
@@ -43,10 +46,12 @@ constexpr std::size_t keyring_text_bytes = 256;
   const __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   const __user_cap_data_struct none[2] = {};
   // System calls, not the library's wrappers: those would tell threads that we don't have.
-  const bool ready = ::prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && ::syscall(SYS_setgroups, 0, nullptr) == 0 &&
-                     ::syscall(SYS_setresgid, gid, gid, gid) == 0 && ::syscall(SYS_setresuid, uid, uid, uid) == 0 &&
-                     ::syscall(SYS_capset, &header, none) == 0 && ::prctl(PR_SET_DUMPABLE, 1) == 0 &&
-                     ::prctl(PR_SET_PDEATHSIG, SIGKILL) == 0;  // Again: a change of user forgets it.
+  const bool ready =
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && ::syscall(SYS_setgroups, 0, nullptr) == 0 &&
+      ::syscall(SYS_setresgid, gid, gid, gid) == 0 &&
+      ::syscall(SYS_setresuid, uid, uid, uid) == 0 && ::syscall(SYS_capset, &header, none) == 0 &&
+      ::prctl(PR_SET_DUMPABLE, 1) == 0 &&
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL) == 0;  // Again: a change of user forgets it.
   const int answer = ready ? ::getpid() : -errno;
   char byte;
   if (::write(1, &answer, sizeof answer) == sizeof answer)
@@ -124,7 +129,8 @@ class Witnesses {
  public:
   explicit Witnesses(pid_t init_pid)
       : init_pid_(init_pid),
-        wanted_(init_pid != 0 && ::syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0) {}
+        wanted_(init_pid != 0 && ::syscall(SYS_landlock_create_ruleset, nullptr, 0,
+                                           LANDLOCK_CREATE_RULESET_VERSION) > 0) {}
 
   // Null where the kernel has no Landlock.
   Result<const Witness*> for_thread(pid_t tid) {
@@ -145,7 +151,8 @@ class Witnesses {
 // What one thread has.
 class Questions {
  public:
-  Questions(sys::RemoteBatch& batch, const Witness* witness) : batch_(batch), asked_witness_(witness != nullptr) {
+  Questions(sys::RemoteBatch& batch, const Witness* witness)
+      : batch_(batch), asked_witness_(witness != nullptr) {
     if (asked_witness_) {
       const pid_t pid = witness->pid_inside();
       seen_ = batch_.call(SYS_kcmp, pid, pid, static_cast<int>(sys::KcmpType::vm), 0, 0);
@@ -153,7 +160,8 @@ class Questions {
     own_[0] = batch_.call(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_THREAD_KEYRING, 0);
     own_[1] = batch_.call(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_PROCESS_KEYRING, 0);
     name_ = batch_.space(keyring_text_bytes);
-    named_ = batch_.call(SYS_keyctl, KEYCTL_DESCRIBE, KEY_SPEC_SESSION_KEYRING, name_, keyring_text_bytes - 1);
+    named_ = batch_.call(SYS_keyctl, KEYCTL_DESCRIBE, KEY_SPEC_SESSION_KEYRING, name_,
+                         keyring_text_bytes - 1);
     content_ = batch_.call(SYS_keyctl, KEYCTL_READ, KEY_SPEC_SESSION_KEYRING, 0, 0);
   }
 
@@ -163,7 +171,8 @@ class Questions {
     const char* names[] = {"thread", "process"};
     for (int i = 0; i < 2; ++i)
       if (batch_.result(own_[i]) >= 0)
-        reasons.push_back(fmt::format("{} has a {} keyring, which can't move yet", whose, names[i]));
+        reasons.push_back(
+            fmt::format("{} has a {} keyring, which can't move yet", whose, names[i]));
     if (batch_.result(named_) < 0) return;
     // "keyring;UID;GID;PERM;NAME"
     const auto text = batch_.get<std::array<char, keyring_text_bytes>>(name_);
@@ -171,7 +180,8 @@ class Questions {
     const std::string name = description.substr(description.rfind(';') + 1);
     const bool given = name == "_ses" && batch_.result(content_) == 0;
     if (!given && !name.starts_with("_uid_ses."))
-      reasons.push_back(fmt::format("{} has the session keyring \"{}\", which can't move yet", whose, name));
+      reasons.push_back(
+          fmt::format("{} has the session keyring \"{}\", which can't move yet", whose, name));
   }
 
  private:
@@ -181,7 +191,8 @@ class Questions {
   RemoteAddr name_;
 };
 
-Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses, std::vector<std::string>& reasons) {
+Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses,
+                  std::vector<std::string>& reasons) {
   const std::string whose = fmt::format("process {}", process.pid_inside);
   sys::RemoteProcess* remote = TRY(tree.remote(process));
   TRY(remote->map_arena(process.threads.front()));
@@ -199,7 +210,8 @@ Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses
     questions.answer(fmt::format("thread {} of {}", thread.tid_inside, whose), reasons);
     if (TRY(sys::ptrace_syscall_dispatch(thread.tid)))
       reasons.push_back(
-          fmt::format("thread {} of {} uses syscall user dispatch, which can't move yet", thread.tid_inside, whose));
+          fmt::format("thread {} of {} uses syscall user dispatch, which can't move yet",
+                      thread.tid_inside, whose));
     if (first && (batch.get<std::uint64_t>(xcomp) & xfeature_xtile_data))
       reasons.push_back(whose + " has permission to use AMX, which can't move yet");
     if (first && batch.result(has_ldt) > 0)
@@ -216,7 +228,8 @@ Result<std::vector<std::string>> preflight_inside(const TreeRef& tree) {
   // Forked while the program still runs; threads that come later get theirs in the stop.
   for (pid_t tid : TRY(list_tree_threads(tree))) {
     Result<const Witness*> witness = witnesses.for_thread(tid);
-    if (!witness.ok() && witness.error().code() != Errc::tracee_gone) return std::move(witness).error();
+    if (!witness.ok() && witness.error().code() != Errc::tracee_gone)
+      return std::move(witness).error();
   }
   FrozenTree frozen = TRY(freeze(tree));
   for (FrozenProcess& process : frozen.processes()) TRY(look(frozen, process, witnesses, reasons));

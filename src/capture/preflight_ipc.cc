@@ -1,7 +1,8 @@
-// System V objects and POSIX queues outlive the processes that made them, so a program can depend on one that it
-// neither has mapped nor open. /proc/sysvipc shows those of the reader's IPC namespace, whatever /proc it is read
-// through, and a new mount of mqueue shows the queues of the mounter's: so a short-lived thread enters the
-// capsule's namespace and looks there. Nothing is created: the mount is never attached anywhere.
+// System V objects and POSIX queues outlive the processes that made them, so a program can depend
+// on one that it neither has mapped nor open. /proc/sysvipc shows those of the reader's IPC
+// namespace, whatever /proc it is read through, and a new mount of mqueue shows the queues of the
+// mounter's: so a short-lived thread enters the capsule's namespace and looks there. Nothing is
+// created: the mount is never attached anywhere.
 
 #include "capture/preflight_ipc.h"
 
@@ -34,8 +35,9 @@ Result<void> list_sysv(const char* kind, const char* name, std::vector<std::stri
     long long key = 0, id = 0;
     if (std::sscanf(line.c_str(), "%lld %lld", &key, &id) != 2)
       return make_error(Errc::invalid, "/proc/sysvipc/{}: \"{}\"", kind, line);
-    reasons.push_back(fmt::format("the capsule has the System V {} {} (key {:#x}), which can't move yet", name, id,
-                                  static_cast<std::uint32_t>(key)));
+    reasons.push_back(
+        fmt::format("the capsule has the System V {} {} (key {:#x}), which can't move yet", name,
+                    id, static_cast<std::uint32_t>(key)));
   }
   return {};
 }
@@ -46,7 +48,8 @@ Result<void> list_queues(std::vector<std::string>& reasons) {
     if (errno == ENODEV) return {};  // A kernel without POSIX queues.
     return os_error("fsopen(mqueue)");
   }
-  if (::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) return os_error("fsconfig(mqueue)");
+  if (::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
+    return os_error("fsconfig(mqueue)");
   UniqueFd mount(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
   if (!mount.valid()) return os_error("fsmount(mqueue)");
   UniqueFd root(::openat(mount.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -57,7 +60,8 @@ Result<void> list_queues(std::vector<std::string>& reasons) {
   std::unique_ptr<DIR, int (*)(DIR*)> directory(opened, ::closedir);
   while (const dirent* entry = ::readdir(directory.get())) {
     if (entry->d_name[0] == '.') continue;
-    reasons.push_back(fmt::format("the capsule has the POSIX message queue /{}, which can't move yet", entry->d_name));
+    reasons.push_back(fmt::format(
+        "the capsule has the POSIX message queue /{}, which can't move yet", entry->d_name));
   }
   return {};
 }

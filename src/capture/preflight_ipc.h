@@ -10,7 +10,8 @@
 
 namespace godwit::capture {
 
-// One reason for each System V segment, semaphore set and queue, and for each POSIX message queue with a name.
+// One reason for each System V segment, semaphore set and queue, and for each POSIX message queue
+// with a name.
 Result<std::vector<std::string>> ipc_reasons(pid_t init_pid);
 
 }  // namespace godwit::capture

@@ -25,17 +25,19 @@ bool is_cpu_clock(std::uint64_t clock) {
   return id < 0 || id == CLOCK_PROCESS_CPUTIME_ID || id == CLOCK_THREAD_CPUTIME_ID;
 }
 
-// The number of the call before the thread's program counter, where it is loaded as a constant (`mov $nr,%eax`) just
-// before: so in every libc's wrappers. -1: it can't be told.
+// The number of the call before the thread's program counter, where it is loaded as a constant
+// (`mov $nr,%eax`) just before: so in every libc's wrappers. -1: it can't be told.
 std::int64_t call_by_code(const sys::RemoteProcess& memory, const sys::Regs& regs) {
   constexpr std::size_t look_back = 16, syscall_bytes = 2, mov_bytes = 5;
   unsigned char code[look_back + syscall_bytes];
-  if (!memory.read({regs.rip - sizeof code}, std::as_writable_bytes(std::span(code))).ok()) return -1;
+  if (!memory.read({regs.rip - sizeof code}, std::as_writable_bytes(std::span(code))).ok())
+    return -1;
   std::int64_t found = -1;
   for (std::size_t at = 0; at + mov_bytes <= look_back; ++at) {
     if (code[at] != 0xb8) continue;
     const std::int64_t nr = code[at + 1] | (code[at + 2] << 8);
-    const bool restarts = nr == SYS_nanosleep || nr == SYS_clock_nanosleep || nr == SYS_poll || nr == SYS_futex;
+    const bool restarts =
+        nr == SYS_nanosleep || nr == SYS_clock_nanosleep || nr == SYS_poll || nr == SYS_futex;
     if (!restarts || code[at + 3] != 0 || code[at + 4] != 0) continue;
     if (found >= 0) return -1;
     found = nr;
@@ -69,25 +71,31 @@ TimeoutArg relative_timeout(std::int64_t nr, const std::uint64_t (&args)[6]) {
       if ((args[1] & FUTEX_CMD_MASK) != FUTEX_WAIT || args[3] == 0) return {};
       return {R::TIMESPEC, 3};
     default:
-      // select, pselect6 and ppoll: the kernel itself writes what is left into the program's memory.
+      // select, pselect6 and ppoll: the kernel itself writes what is left into the program's
+      // memory.
       return {};
   }
 }
 
 Result<sys::Regs> describe_restart(const FrozenProcess& process, const FrozenThread& thread,
-                                   const sys::RemoteProcess& memory, std::int64_t frozen_at_ns, image::Thread& out) {
+                                   const sys::RemoteProcess& memory, std::int64_t frozen_at_ns,
+                                   image::Thread& out) {
   sys::Regs regs = thread.regs;
   const auto result = static_cast<std::int64_t>(regs.rax);
-  if (!sys::in_syscall(regs) || result > sys::err_restartsys || result < sys::err_restart_restartblock) return regs;
+  if (!sys::in_syscall(regs) || result > sys::err_restartsys ||
+      result < sys::err_restart_restartblock)
+    return regs;
   std::int64_t nr = static_cast<std::int64_t>(regs.orig_rax);
   if (nr == SYS_restart_syscall) {
     nr = thread.restarted_nr >= 0 ? thread.restarted_nr : call_by_code(memory, regs);
     if (nr < 0)
-      return make_error(Errc::refused, "thread {} of process {} is in a restarted system call that can't be told",
+      return make_error(Errc::refused,
+                        "thread {} of process {} is in a restarted system call that can't be told",
                         thread.tid_inside, process.pid_inside);
     regs.orig_rax = static_cast<std::uint64_t>(nr);
   }
-  if (result == sys::err_restart_restartblock) regs.rax = static_cast<std::uint64_t>(sys::err_restartnohand);
+  if (result == sys::err_restart_restartblock)
+    regs.rax = static_cast<std::uint64_t>(sys::err_restartnohand);
 
   const std::uint64_t args[6] = {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9};
   const TimeoutArg timeout = relative_timeout(nr, args);
@@ -96,7 +104,8 @@ Result<sys::Regs> describe_restart(const FrozenProcess& process, const FrozenThr
   if (timeout.kind == image::Restart::MILLISECONDS) {
     left_ns = static_cast<std::int32_t>(args[timeout.index]) * ns_per_ms;
   } else if (timeout.left_index >= 0 && result == sys::err_restart_restartblock) {
-    // The kernel wrote it when the sleep was interrupted, which was after the moment that the image speaks of.
+    // The kernel wrote it when the sleep was interrupted, which was after the moment that the image
+    // speaks of.
     left_ns = TRY(read_timespec(memory, args[timeout.left_index]));
     left_ns += thread.stopped_at_ns - frozen_at_ns;
   } else {

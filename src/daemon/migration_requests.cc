@@ -60,8 +60,8 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
   order.mutable_check()->set_capsule(capsule->id().value);
   for (const auto& dir : config_.shared) order.mutable_check()->add_shared_dirs(dir);
   {
-    // What only the program knows is asked in a short stop of it, so nobody else may stop it meanwhile. One
-    // that stands still or is busy is only looked at from outside.
+    // What only the program knows is asked in a short stop of it, so nobody else may stop it
+    // meanwhile. One that stands still or is busy is only looked at from outside.
     auto operation = host_.begin(capsule, "looked at");
     if (!operation.ok()) reply.add_reasons(operation.error().what());
     const bool inside = operation.ok() && reply.reasons().empty();

@@ -24,7 +24,8 @@ Result<void> recover(const NodeEnv& env, const wire::RecoverOrder& order) {
   if (order.action() == wire::RecoverOrder::DESTROY) return capsule::Shell::destroy(env, id);
   capsule::Shell shell = TRY(capsule::Shell::open(env, id));
   if (order.action() == wire::RecoverOrder::START) {
-    // Contexts are clean since the seal, and a thread that waits for a missing page can't be seized.
+    // Contexts are clean since the seal, and a thread that waits for a missing page can't be
+    // seized.
     TRY(shell.tree().thaw());
     CommitRecord record = TRY(CommitRecord::open(grant_path(env, id), true));
     if (TRY(record.read()).state == static_cast<std::uint32_t>(TargetState::granted))

@@ -1,4 +1,5 @@
-// A capsule's shell as capture and restore want to see it. They don't know each other; they meet here.
+// A capsule's shell as capture and restore want to see it. They don't know each other; they meet
+// here.
 #pragma once
 
 #include <string>
@@ -12,8 +13,11 @@ namespace godwit::migrate {
 // The shell's tree as capture wants to see it.
 Result<capture::TreeRef> tree_of(capsule::Shell& shell);
 
-// Where the worker that brings a capsule notes its sleeps, for the one that takes it away (sys/interrupted_sleep.h).
-inline std::string sleeps_path(const NodeEnv& env, const CapsuleId& id) { return env.capsule_run_dir(id) + "/sleeps"; }
+// Where the worker that brings a capsule notes its sleeps, for the one that takes it away
+// (sys/interrupted_sleep.h).
+inline std::string sleeps_path(const NodeEnv& env, const CapsuleId& id) {
+  return env.capsule_run_dir(id) + "/sleeps";
+}
 
 class ShellAdapter : public restore::SkeletonSource {
  public:

@@ -44,7 +44,11 @@ constexpr int describe_attempts_max = 5;
 class Source {
  public:
   Source(const NodeEnv& env, const wire::SourceOrder& order, EventSink& sink)
-      : env_(env), order_(order), id_{order.capsule()}, epoch_{order.epoch()}, reporter_(sink),
+      : env_(env),
+        order_(order),
+        id_{order.capsule()},
+        epoch_{order.epoch()},
+        reporter_(sink),
         memory_({}) {}
 
   wire::Report run();
@@ -94,7 +98,7 @@ class Source {
   memory::SourceMemory memory_;
   memory::Tracking tracking_;
   std::vector<sys::InterruptedSleep> sleeps_;
-  image::Capsule prepared_;  // What the target has built so far.
+  image::Capsule prepared_;             // What the target has built so far.
   std::set<std::uint32_t> sent_files_;  // Private files whose present content the target has.
   std::uint64_t next_round_ = 0;
   std::int64_t frozen_at_us_ = 0;
@@ -207,8 +211,8 @@ Result<void> Source::expect(wire::ToSource& reply, wire::ToSource::MessageCase w
                             std::int64_t timeout_ms) {
   TRY(control_.receive(reply, timeout_ms).with("target"));
   if (reply.has_failed())
-    return make_error(reply.failed().refused() ? Errc::refused : Errc::peer_lost,
-                      "the target: {}", reply.failed().reason());
+    return make_error(reply.failed().refused() ? Errc::refused : Errc::peer_lost, "the target: {}",
+                      reply.failed().reason());
   if (reply.message_case() != which)
     return make_error(Errc::invalid, "the target sent message {}, expected {}",
                       static_cast<int>(reply.message_case()), static_cast<int>(which));
@@ -276,8 +280,8 @@ Result<void> Source::follow_changes() {
   }
 }
 
-// Small and by itself: the capsule's clocks on the target are behind by what this message takes, and the
-// target waits that out in the freeze.
+// Small and by itself: the capsule's clocks on the target are behind by what this message takes,
+// and the target waits that out in the freeze.
 Result<void> Source::send_clocks() {
   std::vector<pid_t> pids = TRY(shell_->tree().pids());
   if (pids.empty()) return make_error(Errc::tracee_gone, "the program has ended");
@@ -302,7 +306,8 @@ Result<void> Source::prepare() {
 Result<void> Source::arm() {
   std::map<pid_t, UniqueFd> uffds;
   {
-    capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
+    capture::FrozenTree tree =
+        TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
     for (capture::FrozenProcess& process : tree.processes())
       uffds[process.pid] = TRY(capture::make_userfaultfd(tree, process));
     TRY(tree.thaw(&sleeps_));
@@ -326,19 +331,20 @@ void Source::note_round(const memory::RoundStats& stats) {
   report.set_pages_zero(report.pages_zero() + stats.pages_zero);
 }
 
-Result<memory::RoundStats> Source::send_round(
-    memory::RoundKind kind, std::int64_t ack_timeout_ms,
-    std::vector<memory::RoundOptions::Range> eager) {
+Result<memory::RoundStats> Source::send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
+                                              std::vector<memory::RoundOptions::Range> eager) {
   std::uint64_t number = next_round_++;
   if (kind == memory::RoundKind::precopy || kind == memory::RoundKind::announce) {
-    // In rounds the target waits for what it is told to wait for; in the freeze it knows from `finish`.
+    // In rounds the target waits for what it is told to wait for; in the freeze it knows from
+    // `finish`.
     wire::ToTarget message;
     message.mutable_round()->set_round(static_cast<std::uint32_t>(number));
     TRY(control_.send(message));
   }
-  memory::RoundStats stats = TRY(memory_.send_round(
-      streams_, {.round = number, .kind = kind, .ack_timeout_ms = ack_timeout_ms,
-                 .eager = std::move(eager)}));
+  memory::RoundStats stats = TRY(memory_.send_round(streams_, {.round = number,
+                                                               .kind = kind,
+                                                               .ack_timeout_ms = ack_timeout_ms,
+                                                               .eager = std::move(eager)}));
   note_round(stats);
   if (kind != memory::RoundKind::announce)
     for (const image::PrivateFile& file : prepared_.private_files())
@@ -370,8 +376,7 @@ Result<RoundDecision> Source::rounds() {
   LOG(info, "rounds end: {}", decision.reason);
   reporter_.report().set_reason(decision.reason);
   postcopy_ = decision.next == Next::freeze_for_postcopy;
-  if (postcopy_ && next_round_ > 0)
-    TRY(send_round(memory::RoundKind::announce, prepare_ms_max));
+  if (postcopy_ && next_round_ > 0) TRY(send_round(memory::RoundKind::announce, prepare_ms_max));
   return decision;
 }
 
@@ -380,9 +385,10 @@ Result<void> Source::move(const RoundDecision&) {
   if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
   reporter_.phase("freeze");
   frozen_at_us_ = monotonic_us();
-  capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
-  // From here no page of the tree can change. Every early return thaws, until the capsule is given up:
-  // then what this init would still take in for the program could be lost with this copy.
+  capture::FrozenTree tree =
+      TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
+  // From here no page of the tree can change. Every early return thaws, until the capsule is given
+  // up: then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {
     if (given_up_) return;
     if (Result<void> r = shell_->init().relay_go(); !r.ok())
@@ -440,9 +446,11 @@ std::vector<memory::RoundOptions::Range> Source::touched_at_once(const image::Ca
       user_regs_struct regs{};
       if (thread.regs().size() != sizeof regs) continue;
       std::memcpy(&regs, thread.regs().data(), sizeof regs);
-      ranges.push_back({.space = space, .start = regs.rsp & ~(page_bytes - 1),
+      ranges.push_back({.space = space,
+                        .start = regs.rsp & ~(page_bytes - 1),
                         .end = (regs.rsp & ~(page_bytes - 1)) + 2 * page_bytes});
-      ranges.push_back({.space = space, .start = regs.fs_base & ~(page_bytes - 1),
+      ranges.push_back({.space = space,
+                        .start = regs.fs_base & ~(page_bytes - 1),
                         .end = (regs.fs_base & ~(page_bytes - 1)) + page_bytes});
     }
   }
@@ -452,8 +460,9 @@ std::vector<memory::RoundOptions::Range> Source::touched_at_once(const image::Ca
 Result<void> Source::commit(capture::FrozenTree& tree) {
   reporter_.phase("commit");
   TRY(tree.seal());
-  std::uint32_t stands = TRY(journal_->change(epoch_, static_cast<std::uint32_t>(SourceState::attempting),
-                                              static_cast<std::uint32_t>(SourceState::given_up)));
+  std::uint32_t stands =
+      TRY(journal_->change(epoch_, static_cast<std::uint32_t>(SourceState::attempting),
+                           static_cast<std::uint32_t>(SourceState::given_up)));
   if (stands != static_cast<std::uint32_t>(SourceState::given_up))
     return make_error(Errc::refused, "the migration was called off");
 

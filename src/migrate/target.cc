@@ -36,7 +36,11 @@ constexpr std::uint32_t default_streams = 2;
 class Target {
  public:
   Target(const NodeEnv& env, const wire::TargetOrder& order, EventSink& sink)
-      : env_(env), order_(order), id_{order.capsule()}, epoch_{order.epoch()}, sink_(sink),
+      : env_(env),
+        order_(order),
+        id_{order.capsule()},
+        epoch_{order.epoch()},
+        sink_(sink),
         reporter_(sink) {}
 
   wire::Report run();
@@ -151,9 +155,8 @@ Result<void> Target::reserve() {
   restorer_.emplace(TRY(restore::Restorer::create(*adapter_)));
   memory_.emplace(memory::TargetMemory::Options{
       .lookup = [this](memory::SpaceId space) { return lookup(space); },
-      .drop = [this](memory::SpaceId space, std::span<const memory::PageRun> runs) {
-        return drop(space, runs);
-      }});
+      .drop = [this](memory::SpaceId space,
+                     std::span<const memory::PageRun> runs) { return drop(space, runs); }});
   return {};
 }
 
@@ -166,8 +169,12 @@ Result<void> Target::accept() {
     if (left_ms <= 0) return make_error(Errc::timeout, "the source did not connect");
     transport::Link link = TRY(listener_->accept(left_ms));
     switch (link.kind()) {
-      case transport::LinkKind::control: control_ = std::move(link); break;
-      case transport::LinkKind::urgent: urgent_ = std::move(link); break;
+      case transport::LinkKind::control:
+        control_ = std::move(link);
+        break;
+      case transport::LinkKind::urgent:
+        urgent_ = std::move(link);
+        break;
       case transport::LinkKind::data:
         TRY(memory_->add_stream(link.fd()));
         data_.push_back(std::move(link));
@@ -185,11 +192,21 @@ Result<void> Target::build() {
     wire::ToTarget message;
     TRY(control_.receive(message, message_ms_max).with("source"));
     switch (message.message_case()) {
-      case wire::ToTarget::kClocks: TRY(on_clocks(message.clocks())); break;
-      case wire::ToTarget::kPrepare: TRY(on_prepare(message.prepare().so_far())); break;
-      case wire::ToTarget::kRound: TRY(on_round(message.round().round())); break;
-      case wire::ToTarget::kFinish: TRY(on_finish(message.finish())); break;
-      case wire::ToTarget::kGrant: TRY(on_grant(Epoch{message.grant().epoch()})); break;
+      case wire::ToTarget::kClocks:
+        TRY(on_clocks(message.clocks()));
+        break;
+      case wire::ToTarget::kPrepare:
+        TRY(on_prepare(message.prepare().so_far()));
+        break;
+      case wire::ToTarget::kRound:
+        TRY(on_round(message.round().round()));
+        break;
+      case wire::ToTarget::kFinish:
+        TRY(on_finish(message.finish()));
+        break;
+      case wire::ToTarget::kGrant:
+        TRY(on_grant(Epoch{message.grant().epoch()}));
+        break;
       case wire::ToTarget::kAbort:
         return make_error(Errc::cancelled, "the source stopped: {}", message.abort().reason());
       default:
@@ -236,7 +253,8 @@ Result<void> Target::publish_targets(const image::Capsule& image) {
     target.fault_uffd = faults.fault.get();
   }
   for (const image::PrivateFile& file : image.private_files())
-    if (file.space() != 0) targets[file.space()].file_fd = TRY(restorer_->space(file.space())).file_fd;
+    if (file.space() != 0)
+      targets[file.space()].file_fd = TRY(restorer_->space(file.space())).file_fd;
   std::lock_guard lock(targets_mutex_);
   targets_ = std::move(targets);
   return {};
@@ -304,9 +322,10 @@ Result<void> Target::on_grant(Epoch epoch) {
   if (epoch != epoch_)
     return make_error(Errc::refused, "grant for epoch {}, ours is {}", epoch, epoch_);
   // Durable before the first instruction.
-  auto granted = static_cast<std::uint32_t>(postcopy_ ? TargetState::draining : TargetState::granted);
-  std::uint32_t stands = TRY(
-      record_->change(epoch_, static_cast<std::uint32_t>(TargetState::offered), granted));
+  auto granted =
+      static_cast<std::uint32_t>(postcopy_ ? TargetState::draining : TargetState::granted);
+  std::uint32_t stands =
+      TRY(record_->change(epoch_, static_cast<std::uint32_t>(TargetState::offered), granted));
   if (stands != granted)
     return make_error(Errc::refused, "this epoch was refused before its grant came");
   running_ = true;
@@ -319,7 +338,8 @@ Result<void> Target::on_grant(Epoch epoch) {
   TRY(shell_->announce());
   TRY(shell_->init().relay_go());
   // Without the note the next move lets these sleeps begin anew: no reason to fail this one.
-  Result<void> noted = replace_file(sleeps_path(env_, id_), sys::to_text(restorer_->sleeps()), false);
+  Result<void> noted =
+      replace_file(sleeps_path(env_, id_), sys::to_text(restorer_->sleeps()), false);
   if (!noted.ok()) LOG(warn, "sleeps of {}: {}", id_, noted.error().what());
   return {};
 }

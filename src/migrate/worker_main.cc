@@ -32,14 +32,29 @@ Result<void> serve() {
   EventSink sink(channel);
   wire::Report report;
   switch (order.order_case()) {
-    case wire::WorkerOrder::kSource: report = run_source(env, order.source(), sink); break;
-    case wire::WorkerOrder::kTarget: report = run_target(env, order.target(), sink); break;
-    case wire::WorkerOrder::kRecover: report = run_recover(env, order.recover()); break;
-    case wire::WorkerOrder::kFreeze: report = run_freeze(env, order.freeze()); break;
-    case wire::WorkerOrder::kCheck: report = run_check(env, order.check()); break;
-    case wire::WorkerOrder::kServe: report = run_serve(env, order.serve(), sink); break;
-    case wire::WorkerOrder::kResume: report = run_resume(env, order.resume(), sink); break;
-    case wire::WorkerOrder::ORDER_NOT_SET: return make_error(Errc::invalid, "order without content");
+    case wire::WorkerOrder::kSource:
+      report = run_source(env, order.source(), sink);
+      break;
+    case wire::WorkerOrder::kTarget:
+      report = run_target(env, order.target(), sink);
+      break;
+    case wire::WorkerOrder::kRecover:
+      report = run_recover(env, order.recover());
+      break;
+    case wire::WorkerOrder::kFreeze:
+      report = run_freeze(env, order.freeze());
+      break;
+    case wire::WorkerOrder::kCheck:
+      report = run_check(env, order.check());
+      break;
+    case wire::WorkerOrder::kServe:
+      report = run_serve(env, order.serve(), sink);
+      break;
+    case wire::WorkerOrder::kResume:
+      report = run_resume(env, order.resume(), sink);
+      break;
+    case wire::WorkerOrder::ORDER_NOT_SET:
+      return make_error(Errc::invalid, "order without content");
   }
   std::string phases;
   for (const wire::Phase& phase : report.phases())

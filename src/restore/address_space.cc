@@ -84,7 +84,8 @@ Result<void> add_map(Batch& b, const MapChange& c, std::uint64_t fd) {
   if (v.kind() == image::Vma::ANON) flags |= MAP_ANONYMOUS;
   if (v.growsdown()) flags |= MAP_GROWSDOWN;
   if ((v.flags() & image::VMA_NORESERVE) != 0) flags |= MAP_NORESERVE;
-  if ((v.flags() & image::VMA_SYNC) != 0) flags = (flags & ~MAP_SHARED) | MAP_SHARED_VALIDATE | MAP_SYNC;
+  if ((v.flags() & image::VMA_SYNC) != 0)
+    flags = (flags & ~MAP_SHARED) | MAP_SHARED_VALIDATE | MAP_SYNC;
   std::uint64_t offset = v.kind() == image::Vma::ANON ? 0 : v.pgoff_bytes() + (c.start - v.start());
   b.call(SYS_mmap, "mmap", {c.start, c.end - c.start, v.prot(), flags, fd, offset});
   add_advice(b, c, 0, v.flags());
@@ -106,10 +107,11 @@ Result<void> add_adjust(Batch& b, const MapChange& c) {
 }
 
 // Whether mprotect may make it writable is decided by the descriptor that it is mapped by. Not more
-// than that: a sealed memfd must not be mapped by a writable one where the program can't write, since
-// the seal is set last, and refused while a mapping could become writable.
+// than that: a sealed memfd must not be mapped by a writable one where the program can't write,
+// since the seal is set last, and refused while a mapping could become writable.
 bool needs_write(const image::Vma& vma) {
-  return vma.shared() && ((vma.prot() & PROT_WRITE) != 0 || (vma.flags() & image::VMA_MAYWRITE) != 0);
+  return vma.shared() &&
+         ((vma.prot() & PROT_WRITE) != 0 || (vma.flags() & image::VMA_MAYWRITE) != 0);
 }
 
 }  // namespace
@@ -140,7 +142,8 @@ Result<void> AddressSpace::place_vdso(const image::Mm& want) {
   std::uint64_t data_bytes = 0;
   for (const image::Vma& v : want.vmas()) {
     if (v.kind() == image::Vma::VDSO) code = &v;
-    if (v.kind() == image::Vma::VVAR || v.kind() == image::Vma::VVAR_VCLOCK) data_bytes += v.end() - v.start();
+    if (v.kind() == image::Vma::VVAR || v.kind() == image::Vma::VVAR_VCLOCK)
+      data_bytes += v.end() - v.start();
   }
   if (code == nullptr) {
     return make_error(Errc::unsupported, "the program has unmapped its vdso");
@@ -148,25 +151,26 @@ Result<void> AddressSpace::place_vdso(const image::Mm& want) {
   const Skeleton::Vdso& ours = skeleton_.vdso();
   if (code->end() - code->start() != ours.end - ours.start ||
       data_bytes != ours.start - ours.vvar) {
-    return make_error(Errc::unsupported,
-                      "the vdso of this kernel ({} + {} bytes) differs from that of the source ({} + {})",
-                      ours.start - ours.vvar, ours.end - ours.start, data_bytes,
-                      code->end() - code->start());
+    return make_error(
+        Errc::unsupported,
+        "the vdso of this kernel ({} + {} bytes) differs from that of the source ({} + {})",
+        ours.start - ours.vvar, ours.end - ours.start, data_bytes, code->end() - code->start());
   }
   TRY(skeleton_.place_vdso(code->start()));
   vdso_placed_ = true;
   return {};
 }
 
-Result<std::size_t> AddressSpace::apply_some(const VmaList& want, const std::vector<MapChange>& changes,
+Result<std::size_t> AddressSpace::apply_some(const VmaList& want,
+                                             const std::vector<MapChange>& changes,
                                              std::size_t from) {
   // First the descriptors, since passing them is a batch of its own.
   std::map<std::pair<std::string, bool>, std::size_t> index;
   std::vector<UniqueFd> fds;
   std::size_t end = from;
   auto key_of = [&](const image::Vma& v) {
-    std::string key = v.kind() == image::Vma::SHARED_ANON ? fmt::format("shmem:{}", v.shmem())
-                                                          : want.file_key(v);
+    std::string key =
+        v.kind() == image::Vma::SHARED_ANON ? fmt::format("shmem:{}", v.shmem()) : want.file_key(v);
     return std::pair(std::move(key), needs_write(v));
   };
   auto is_file = [](const MapChange& c) {
@@ -179,8 +183,8 @@ Result<std::size_t> AddressSpace::apply_some(const VmaList& want, const std::vec
     if (index.contains(key)) continue;
     FileNeed need{want.file_of(*c.want), c.want->shmem(), key.second};
     if (need.file == nullptr && c.want->kind() == image::Vma::FILE) {
-      return make_error(Errc::invalid, "mapping {:#x} is of file {}, which the image lacks", c.start,
-                        c.want->file());
+      return make_error(Errc::invalid, "mapping {:#x} is of file {}, which the image lacks",
+                        c.start, c.want->file());
     }
     index[key] = fds.size();
     fds.push_back(TRY(open_(need).with(fmt::format("mapping {:#x}", c.start))));
@@ -220,7 +224,8 @@ Result<void> AddressSpace::apply_locks(const image::Mm& mm) {
   for (const image::Vma& v : mm.vmas()) {
     if ((v.flags() & lock_flags) == 0) continue;
     bool on_fault = (v.flags() & image::VMA_LOCKONFAULT) != 0;
-    b.call(SYS_mlock2, "mlock2", {v.start(), v.end() - v.start(), on_fault ? std::uint64_t{MLOCK_ONFAULT} : 0});
+    b.call(SYS_mlock2, "mlock2",
+           {v.start(), v.end() - v.start(), on_fault ? std::uint64_t{MLOCK_ONFAULT} : 0});
     if (!b.has_room(2, 0)) {
       TRY(skeleton_.run(b));
       b.clear();
@@ -233,7 +238,8 @@ Result<void> AddressSpace::drop_pages(std::span<const Range> ranges) {
   Batch b = skeleton_.batch();
   for (const Range& r : ranges) {
     // The area may be gone already (ENOMEM), or locked here (EINVAL): locks come last, so it isn't.
-    b.call_tolerant(SYS_madvise, "madvise(MADV_DONTNEED)", {r.start, r.end - r.start, MADV_DONTNEED});
+    b.call_tolerant(SYS_madvise, "madvise(MADV_DONTNEED)",
+                    {r.start, r.end - r.start, MADV_DONTNEED});
     if (!b.has_room(2, 0)) {
       TRY(skeleton_.run(b));
       b.clear();

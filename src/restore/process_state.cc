@@ -22,7 +22,8 @@ namespace {
 constexpr std::uint64_t pr_set_mdwe = 65;
 constexpr std::uint64_t pr_set_memory_merge = 67;
 constexpr std::uint64_t pr_timer_create_restore_ids = 77;  // From 6.16.
-constexpr int timer_ids_walked_max = 100'000;  // Without it: created and deleted up to the id wanted.
+constexpr int timer_ids_walked_max =
+    100'000;  // Without it: created and deleted up to the id wanted.
 constexpr int signals = 64;
 constexpr std::int64_t second_ns = 1'000'000'000;
 
@@ -49,7 +50,8 @@ void add_handlers(Batch& b, const image::Process& process) {
   for (int signal = 1; signal <= signals; ++signal) {
     if (signal == SIGKILL || signal == SIGSTOP) continue;
     if (signal == SIGTRAP && ignores_sigtrap(process)) continue;
-    b.call(SYS_rt_sigaction, "rt_sigaction", {u(signal), b.put_value(action_of(process, signal)), 0, 8});
+    b.call(SYS_rt_sigaction, "rt_sigaction",
+           {u(signal), b.put_value(action_of(process, signal)), 0, 8});
   }
 }
 
@@ -74,7 +76,8 @@ Result<void> restore_mm(Skeleton& skeleton, const image::Process& process, const
   map.auxv = reinterpret_cast<__u64*>(b.put(std::as_bytes(std::span(mm.auxv()))));
   map.auxv_size = static_cast<__u32>(mm.auxv().size());
   map.exe_fd = static_cast<__u32>(there[0]);
-  b.call(SYS_prctl, "prctl(PR_SET_MM_MAP)", {PR_SET_MM, PR_SET_MM_MAP, b.put_value(map), sizeof map});
+  b.call(SYS_prctl, "prctl(PR_SET_MM_MAP)",
+         {PR_SET_MM, PR_SET_MM_MAP, b.put_value(map), sizeof map});
   b.call(SYS_close, "close", {u(there[0])});
   return skeleton.run(b);
 }
@@ -107,7 +110,8 @@ std::int64_t left_ns(std::int64_t value_ns, std::int64_t frozen_ns, bool cpu_tim
 void add_interval_timers(Batch& b, const image::Process& process, std::int64_t frozen_ns) {
   for (const image::IntervalTimer& t : process.itimers()) {
     std::int64_t value_us = t.value_us();
-    if (t.which() == ITIMER_REAL && value_us != 0) value_us = std::max<std::int64_t>(1, value_us - frozen_ns / 1000);
+    if (t.which() == ITIMER_REAL && value_us != 0)
+      value_us = std::max<std::int64_t>(1, value_us - frozen_ns / 1000);
     itimerval value{{t.interval_us() / 1'000'000, t.interval_us() % 1'000'000},
                     {value_us / 1'000'000, value_us % 1'000'000}};
     b.call(SYS_setitimer, "setitimer", {u(t.which()), b.put_value(value), 0});
@@ -129,7 +133,8 @@ void add_timer_create(Batch& b, const image::PosixTimer& t, std::uint64_t id_at)
 
 // Timers get the ids that the program knows. The kernel either takes the id wanted, or counts up:
 // then timers in between are created and deleted again.
-Result<void> create_timers(Skeleton& skeleton, const std::vector<const image::PosixTimer*>& timers) {
+Result<void> create_timers(Skeleton& skeleton,
+                           const std::vector<const image::PosixTimer*>& timers) {
   Batch b = skeleton.batch();
   std::size_t asked = b.call_tolerant(SYS_prctl, "prctl(PR_TIMER_CREATE_RESTORE_IDS)",
                                       {pr_timer_create_restore_ids, 1, 0, 0, 0});
@@ -166,7 +171,8 @@ Result<void> create_timers(Skeleton& skeleton, const std::vector<const image::Po
     next = t->id() + 1;
   }
   if (exact) {
-    b.call(SYS_prctl, "prctl(PR_TIMER_CREATE_RESTORE_IDS)", {pr_timer_create_restore_ids, 0, 0, 0, 0});
+    b.call(SYS_prctl, "prctl(PR_TIMER_CREATE_RESTORE_IDS)",
+           {pr_timer_create_restore_ids, 0, 0, 0, 0});
   }
   return skeleton.run(b);
 }
@@ -185,9 +191,11 @@ Result<void> restore_posix_timers(Skeleton& skeleton, const image::Process& proc
       b.clear();
     }
     if (t->overrun() != 0) {
-      notes.push_back(fmt::format("POSIX timer {}: an overrun count of {} is lost", t->id(), t->overrun()));
+      notes.push_back(
+          fmt::format("POSIX timer {}: an overrun count of {} is lost", t->id(), t->overrun()));
     }
-    bool cpu_time = t->clock() < 0 || t->clock() == CLOCK_PROCESS_CPUTIME_ID || t->clock() == CLOCK_THREAD_CPUTIME_ID;
+    bool cpu_time = t->clock() < 0 || t->clock() == CLOCK_PROCESS_CPUTIME_ID ||
+                    t->clock() == CLOCK_THREAD_CPUTIME_ID;
     std::int64_t value_ns = left_ns(t->value_ns(), frozen_ns, cpu_time);
     itimerspec spec{{t->interval_ns() / second_ns, t->interval_ns() % second_ns},
                     {value_ns / second_ns, value_ns % second_ns}};
@@ -210,13 +218,15 @@ Result<void> join_session(Skeleton& skeleton, const image::Process& process) {
   if (process.sid() == process.pid()) {
     b.call_tolerant(SYS_setsid, "setsid", {});  // EPERM: it leads one already.
   }
-  if (process.pgid() == process.pid() && process.sid() != process.pid()) b.call(SYS_setpgid, "setpgid", {0, 0});
+  if (process.pgid() == process.pid() && process.sid() != process.pid())
+    b.call(SYS_setpgid, "setpgid", {0, 0});
   std::size_t sid = b.call(SYS_getsid, "getsid", {0});
   std::size_t pgid = b.call(SYS_getpgid, "getpgid", {0});
   TRY(skeleton.run(b));
   if (b.result(sid) != process.sid() || b.result(pgid) != process.pgid()) {
-    return make_error(Errc::unsupported, "session {} and process group {} of process {} (here: {}, {})",
-                      process.sid(), process.pgid(), process.pid(), b.result(sid), b.result(pgid));
+    return make_error(Errc::unsupported,
+                      "session {} and process group {} of process {} (here: {}, {})", process.sid(),
+                      process.pgid(), process.pid(), b.result(sid), b.result(pgid));
   }
   return {};
 }
@@ -232,20 +242,24 @@ Result<void> register_membarrier(Skeleton& skeleton, std::uint32_t want, std::ui
   return {};
 }
 
-Result<void> restore_process(Skeleton& skeleton, const image::Process& process, const OpenFiles& files,
-                             std::int64_t frozen_ns, Notes& notes) {
+Result<void> restore_process(Skeleton& skeleton, const image::Process& process,
+                             const OpenFiles& files, std::int64_t frozen_ns, Notes& notes) {
   TRY(restore_mm(skeleton, process, files));
   TRY(restore_posix_timers(skeleton, process, frozen_ns, notes));
   Batch b = skeleton.batch();
   add_directories(b, process);
   add_handlers(b, process);
   add_interval_timers(b, process, frozen_ns);
-  if (process.thp_disable()) b.call(SYS_prctl, "prctl(PR_SET_THP_DISABLE)", {PR_SET_THP_DISABLE, 1, 0, 0, 0});
-  if (process.memory_merge()) b.call(SYS_prctl, "prctl(PR_SET_MEMORY_MERGE)", {pr_set_memory_merge, 1, 0, 0, 0});
-  if (process.child_subreaper()) b.call(SYS_prctl, "prctl(PR_SET_CHILD_SUBREAPER)", {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
+  if (process.thp_disable())
+    b.call(SYS_prctl, "prctl(PR_SET_THP_DISABLE)", {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  if (process.memory_merge())
+    b.call(SYS_prctl, "prctl(PR_SET_MEMORY_MERGE)", {pr_set_memory_merge, 1, 0, 0, 0});
+  if (process.child_subreaper())
+    b.call(SYS_prctl, "prctl(PR_SET_CHILD_SUBREAPER)", {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
   if (process.mlock_future() != 0) b.call(SYS_mlockall, "mlockall", {process.mlock_future()});
   for (int i = 0, n = seccomp_shared(process); i < n; ++i) {
-    // For all threads at once, so that they share the filters as before and can go on to synchronize.
+    // For all threads at once, so that they share the filters as before and can go on to
+    // synchronize.
     constexpr unsigned flag_tsync = 1;
     TRY(add_seccomp_filter(b, process.threads(0).seccomp_filters(i), flag_tsync));
     if (!b.has_room(256, 64 << 10)) {
@@ -281,8 +295,8 @@ Result<void> add_limits(Batch& b, const Skeleton& skeleton, const image::Process
     if (want.hard() > now.rlim_max && (capabilities & may_raise) == 0) {
       set.rlim_max = now.rlim_max;
       set.rlim_cur = std::min<rlim_t>(want.soft(), now.rlim_max);
-      notes.push_back(fmt::format("resource limit {}: {} here, {} on the source", want.resource(), set.rlim_max,
-                                  want.hard()));
+      notes.push_back(fmt::format("resource limit {}: {} here, {} on the source", want.resource(),
+                                  set.rlim_max, want.hard()));
     }
     b.about(fmt::format("resource limit {}", want.resource()));
     b.call(SYS_prlimit64, "prlimit64", {0, want.resource(), b.put_value(set), 0});
@@ -295,7 +309,8 @@ void add_after_credentials(Batch& b, const image::Process& process, Notes& notes
   constexpr std::uint32_t dumpable_as_root = 2;  // Set by the kernel only.
   if (process.dumpable() == dumpable_as_root) notes.push_back("dumpable: 0 here, 2 on the source");
   b.call(SYS_prctl, "prctl(PR_SET_DUMPABLE)", {PR_SET_DUMPABLE, process.dumpable() == 1 ? 1u : 0u});
-  if (process.mdwe() != 0) b.call(SYS_prctl, "prctl(PR_SET_MDWE)", {pr_set_mdwe, process.mdwe(), 0, 0, 0});
+  if (process.mdwe() != 0)
+    b.call(SYS_prctl, "prctl(PR_SET_MDWE)", {pr_set_mdwe, process.mdwe(), 0, 0, 0});
 }
 
 Result<void> ignore_sigtrap(Skeleton& skeleton, const image::Process& process) {
@@ -311,12 +326,13 @@ Result<void> write_proc_files(pid_t node_pid, const image::Process& process, Not
   // Inherited from init, which may be better protected than a program should be.
   std::string oom = TRY(read_file(proc + "oom_score_adj"));
   if (std::atoi(oom.c_str()) != process.oom_score_adj()) {
-    note_write(proc + "oom_score_adj", std::to_string(process.oom_score_adj()), "oom_score_adj", notes);
+    note_write(proc + "oom_score_adj", std::to_string(process.oom_score_adj()), "oom_score_adj",
+               notes);
   }
   constexpr std::uint64_t coredump_default = 0x33;
   if (process.coredump_filter() != coredump_default) {
-    note_write(proc + "coredump_filter", fmt::format("{:#x}", process.coredump_filter()), "coredump_filter",
-               notes);
+    note_write(proc + "coredump_filter", fmt::format("{:#x}", process.coredump_filter()),
+               "coredump_filter", notes);
   }
   if (process.autogroup_nice() != 0) {
     note_write(proc + "autogroup", std::to_string(process.autogroup_nice()), "autogroup", notes);

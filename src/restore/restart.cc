@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::int64_t second_ns = 1'000'000'000;
 constexpr std::int64_t stop_limit_us = 10'000'000;
-constexpr int places_max = 16;       // Capture needs the rest of the zeros for its code.
+constexpr int places_max = 16;  // Capture needs the rest of the zeros for its code.
 constexpr std::uint64_t place_gap = 64;
 constexpr int system_call_bytes = 2;  // syscall is 0f 05.
 
@@ -25,8 +25,10 @@ bool has_restart_block(const image::Restart& r) {
     case SYS_nanosleep:
     case SYS_clock_nanosleep:
     case SYS_poll:
-    case SYS_futex: return true;
-    default: return false;
+    case SYS_futex:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -37,10 +39,13 @@ bool writes_time_left(const image::Restart& r) {
 
 timespec to_timespec(std::int64_t ns) { return {ns / second_ns, ns % second_ns}; }
 
-std::int64_t to_milliseconds(std::int64_t ns) { return (ns + 999'999) / 1'000'000; }  // Never early.
+std::int64_t to_milliseconds(std::int64_t ns) {
+  return (ns + 999'999) / 1'000'000;
+}  // Never early.
 
 std::uint64_t& argument(sys::Regs& regs, unsigned index) {
-  unsigned long long* const all[] = {&regs.rdi, &regs.rsi, &regs.rdx, &regs.r10, &regs.r8, &regs.r9};
+  unsigned long long* const all[] = {&regs.rdi, &regs.rsi, &regs.rdx,
+                                     &regs.r10, &regs.r8,  &regs.r9};
   static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
   return *reinterpret_cast<std::uint64_t*>(all[index]);
 }
@@ -51,7 +56,9 @@ void begin_again(sys::Regs& regs, const image::Restart& r) {
   regs.orig_rax = ~0ull;
 }
 
-std::span<const std::byte> bytes_of(const auto& value) { return std::as_bytes(std::span(&value, 1)); }
+std::span<const std::byte> bytes_of(const auto& value) {
+  return std::as_bytes(std::span(&value, 1));
+}
 
 }  // namespace
 
@@ -65,7 +72,8 @@ Result<void> Restarter::apply(std::span<Item> items) {
     const image::Restart& r = item.thread->restart();
     if (r.timeout() == image::Restart::NONE) continue;
     if (r.args_size() != 6 || r.timeout_arg() > 5) {
-      return make_error(Errc::invalid, "thread {}: restart of call {} with {} arguments, timeout in {}",
+      return make_error(Errc::invalid,
+                        "thread {}: restart of call {} with {} arguments, timeout in {}",
                         item.thread->tid(), r.nr(), r.args_size(), r.timeout_arg());
     }
     if (has_restart_block(r)) {
@@ -88,7 +96,9 @@ Result<void> Restarter::change_argument(const Item& item) {
   std::uint64_t& timeout = argument(regs, r.timeout_arg());
   timespec time = to_timespec(left);
   switch (r.timeout()) {
-    case image::Restart::MILLISECONDS: timeout = static_cast<std::uint64_t>(to_milliseconds(left)); break;
+    case image::Restart::MILLISECONDS:
+      timeout = static_cast<std::uint64_t>(to_milliseconds(left));
+      break;
     case image::Restart::TIMEVAL: {
       timeval value{time.tv_sec, (time.tv_nsec + 999) / 1000};
       if (!writes_time_left(r)) {
@@ -104,7 +114,9 @@ Result<void> Restarter::change_argument(const Item& item) {
         timeout = TRY(place_behind_vdso(time));
       }
       break;
-    default: return make_error(Errc::unsupported, "thread {}: restart kind {}", thread.tid(), static_cast<int>(r.timeout()));
+    default:
+      return make_error(Errc::unsupported, "thread {}: restart kind {}", thread.tid(),
+                        static_cast<int>(r.timeout()));
   }
   begin_again(regs, r);
   return {};
@@ -133,8 +145,8 @@ Result<void> Restarter::interrupt_call(const Item& item) {
   sys::Stop entry = TRY(sys::wait_stop(item.node_tid, stop_limit_us));
   if (entry.exited()) return make_error(Errc::tracee_gone, "thread {} ended", item.thread->tid());
   if (!entry.at_syscall()) {
-    return make_error(Errc::internal, "thread {}: status {:#x} before its interrupted call", item.thread->tid(),
-                      entry.status);
+    return make_error(Errc::internal, "thread {}: status {:#x} before its interrupted call",
+                      item.thread->tid(), entry.status);
   }
   // Pending before the call begins: it sets itself up, finds the interrupt, and comes back.
   TRY(sys::ptrace_interrupt(item.node_tid));
@@ -148,18 +160,20 @@ Result<void> Restarter::take_result(Item& item) {
   sys::Regs now = TRY(sys::ptrace_get_regs(item.node_tid));
   auto result = static_cast<std::int64_t>(now.rax);
   if (after.event() != PTRACE_EVENT_STOP) {
-    return make_error(Errc::internal, "thread {}: status {:#x} after its interrupted call", thread.tid(),
-                      after.status);
+    return make_error(Errc::internal, "thread {}: status {:#x} after its interrupted call",
+                      thread.tid(), after.status);
   }
   item.regs->rax = now.rax;
   if (result == sys::err_restart_restartblock) {
     item.regs->orig_rax = static_cast<std::uint64_t>(thread.restart().nr());
-    item.ends_at_ns = monotonic_ns() + left_ns(thread.restart());  // Begun before now: not too early.
+    item.ends_at_ns =
+        monotonic_ns() + left_ns(thread.restart());  // Begun before now: not too early.
   } else if (result > sys::err_restartsys) {
-    item.regs->orig_rax = ~0ull;  // It was over, by its time or because what it waited for is there.
+    item.regs->orig_rax =
+        ~0ull;  // It was over, by its time or because what it waited for is there.
   } else {
-    return make_error(Errc::unsupported, "thread {}: call {} can't be resumed (result {})", thread.tid(),
-                      thread.restart().nr(), result);
+    return make_error(Errc::unsupported, "thread {}: call {} can't be resumed (result {})",
+                      thread.tid(), thread.restart().nr(), result);
   }
   return {};
 }
@@ -178,7 +192,8 @@ Result<std::uint64_t> Restarter::place_behind_vdso(const timespec& value) {
   }
   std::uint64_t at = behind_vdso_;
   if (placed_ == places_max || at + sizeof value > skeleton_.vdso().end) {
-    return make_error(Errc::unsupported, "more than {} threads wait with a timeout in such calls", placed_);
+    return make_error(Errc::unsupported, "more than {} threads wait with a timeout in such calls",
+                      placed_);
   }
   TRY(skeleton_.poke(at, bytes_of(value)));
   behind_vdso_ += sizeof value;
@@ -194,10 +209,18 @@ std::vector<Touched> memory_touched(const image::Restart& r) {
     if (start != 0 && bytes != 0) ranges.push_back({start, start + bytes});
   };
   switch (r.nr()) {
-    case SYS_nanosleep: add(arg(1), sizeof(timespec)); break;
-    case SYS_clock_nanosleep: add(arg(3), sizeof(timespec)); break;
-    case SYS_poll: add(arg(0), arg(1) * sizeof(pollfd)); break;
-    case SYS_futex: add(arg(0), sizeof(std::uint32_t)); break;
+    case SYS_nanosleep:
+      add(arg(1), sizeof(timespec));
+      break;
+    case SYS_clock_nanosleep:
+      add(arg(3), sizeof(timespec));
+      break;
+    case SYS_poll:
+      add(arg(0), arg(1) * sizeof(pollfd));
+      break;
+    case SYS_futex:
+      add(arg(0), sizeof(std::uint32_t));
+      break;
     default:
       if (writes_time_left(r)) add(arg(static_cast<int>(r.timeout_arg())), sizeof(timespec));
   }

@@ -24,16 +24,18 @@ namespace godwit::restore {
 
 class Restarter {
  public:
-  Restarter(Skeleton& skeleton, std::int64_t frozen_ns) : skeleton_(skeleton), frozen_ns_(frozen_ns) {}
+  Restarter(Skeleton& skeleton, std::int64_t frozen_ns)
+      : skeleton_(skeleton), frozen_ns_(frozen_ns) {}
 
   struct Item {
     const image::Thread* thread;
     pid_t node_tid;
     sys::Regs* regs;  // In and out: the context with which the thread will go on.
-    std::int64_t ends_at_ns = 0;  // Out: CLOCK_MONOTONIC; when a remade sleep ends. 0: there is none.
+    std::int64_t ends_at_ns =
+        0;  // Out: CLOCK_MONOTONIC; when a remade sleep ends. 0: there is none.
   };
-  // The threads must have their handlers, memory and descriptors; each ends in a stop from which the
-  // kernel restarts calls. At most Arena::lanes_max - 1 at a time.
+  // The threads must have their handlers, memory and descriptors; each ends in a stop from which
+  // the kernel restarts calls. At most Arena::lanes_max - 1 at a time.
   Result<void> apply(std::span<Item> items);
 
  private:

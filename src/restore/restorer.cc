@@ -5,7 +5,8 @@
 //                                        single thread
 //   private files: size, owner, times    before they are opened
 //   descriptors, terminal                before /proc/self/exe and timers: numbers must be free
-//   process state                        handlers before pending signals: setting a handler to ignore
+//   process state                        handlers before pending signals: setting a handler to
+//   ignore
 //                                        flushes the queue
 //   locks                                after the content, since locking populates
 //   threads other than the leader        all at once, a lane of the arena each; credentials last
@@ -64,7 +65,10 @@ struct Restorer::Impl {
   };
 
   Impl(SkeletonSource& s, UniqueFd root_fd)
-      : source(s), root(std::move(root_fd)), private_files(root.get()), files(s, root.get(), private_files) {}
+      : source(s),
+        root(std::move(root_fd)),
+        private_files(root.get()),
+        files(s, root.get(), private_files) {}
 
   Result<void> adopt(const image::Process& image);
   Result<void> build(const image::Capsule& image, bool final);
@@ -138,11 +142,14 @@ Result<void> Restorer::Impl::build(const image::Capsule& image, bool final) {
 Result<void> Restorer::Impl::adopt(const image::Process& image) {
   std::vector<AddressRange> ranges;
   for (const image::Vma& v : image.mm().vmas()) ranges.push_back({v.start(), v.end()});
-  Skeleton skeleton = TRY(Skeleton::adopt(TRY(source.fork_skeleton(image.pid())), image.pid(), ranges));
-  if (sched_getaffinity(skeleton.node_pid(), sizeof cpus, &cpus) != 0) return os_error("sched_getaffinity");
+  Skeleton skeleton =
+      TRY(Skeleton::adopt(TRY(source.fork_skeleton(image.pid())), image.pid(), ranges));
+  if (sched_getaffinity(skeleton.node_pid(), sizeof cpus, &cpus) != 0)
+    return os_error("sched_getaffinity");
   cap_bounding = TRY(sys::read_status(skeleton.node_pid())).cap_bounding;
   process = std::make_unique<Process>(
-      std::move(skeleton), [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); });
+      std::move(skeleton),
+      [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); });
   return {};
 }
 
@@ -224,7 +231,8 @@ std::vector<MemoryRange> Restorer::pages_needed(const image::Process& process) {
     for (const Touched& r : memory_touched(t.restart())) add(r.start, r.end);
   }
   for (const image::Vma& v : process.mm().vmas()) {
-    if ((v.flags() & image::VMA_LOCKED) != 0 && (v.flags() & image::VMA_LOCKONFAULT) == 0) add(v.start(), v.end());
+    if ((v.flags() & image::VMA_LOCKED) != 0 && (v.flags() & image::VMA_LOCKONFAULT) == 0)
+      add(v.start(), v.end());
   }
   std::sort(ranges.begin(), ranges.end(), [](auto& a, auto& b) { return a.start < b.start; });
   return ranges;
@@ -235,12 +243,14 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   const image::Process& p = final.processes(0);
   if (m.prepared_final != &final) TRY(prepare_final(final));
   if (!m.time_namespace) {
-    TRY(align_clocks(final.clocks().monotonic_ns() + frozen_ns, final.clocks().boottime_ns() + frozen_ns));
+    TRY(align_clocks(final.clocks().monotonic_ns() + frozen_ns,
+                     final.clocks().boottime_ns() + frozen_ns));
     TRY(m.enter_time_namespace());
     TRY(m.set_threads(p));
   }
-  // What is left of sleeps and timers is time of the capsule's clock. That is behind by what the message took which
-  // set it; by this node's clock a sleep would seem to end early (14 ms on a busy machine). Less than 0: not there yet.
+  // What is left of sleeps and timers is time of the capsule's clock. That is behind by what the
+  // message took which set it; by this node's clock a sleep would seem to end early (14 ms on a
+  // busy machine). Less than 0: not there yet.
   frozen_ns = godwit::monotonic_ns() + m.monotonic_delta_ns - final.clocks().monotonic_ns();
   Skeleton& skeleton = m.process->skeleton;
   TRY(m.private_files.finish(final));
@@ -267,8 +277,9 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
 // The program must not see its clocks go back. They were set by a message that took some time; all
 // that happened since (the last pages, this restore) normally took longer.
 Result<void> Restorer::Impl::wait_for_clocks(const image::Clocks& clocks) const {
-  std::int64_t behind = std::max(clocks.monotonic_ns() - (godwit::monotonic_ns() + monotonic_delta_ns),
-                                 clocks.boottime_ns() - (godwit::boottime_ns() + boottime_delta_ns));
+  std::int64_t behind =
+      std::max(clocks.monotonic_ns() - (godwit::monotonic_ns() + monotonic_delta_ns),
+               clocks.boottime_ns() - (godwit::boottime_ns() + boottime_delta_ns));
   if (behind <= 0) return {};
   if (behind > clock_wait_ns_max) {
     return make_error(Errc::internal, "the capsule's clocks are {} ms behind", behind / 1'000'000);
@@ -302,7 +313,8 @@ Result<void> Restorer::Impl::restore_threads(const image::Process& image) {
       bool large = thread_data_bytes(c) > Arena::lane_bytes;
       Batch b = skeleton.batch(large ? 0 : static_cast<unsigned>(running.size()) + 1);
       if (large && !b.has_room(0, thread_data_bytes(c))) {
-        return make_error(Errc::unsupported, "thread {}: {} bytes of state", c.thread.tid(), thread_data_bytes(c));
+        return make_error(Errc::unsupported, "thread {}: {} bytes of state", c.thread.tid(),
+                          thread_data_bytes(c));
       }
       TRY(fill(b, c));
       TRY(b.start(tid));
@@ -317,7 +329,8 @@ Result<void> Restorer::Impl::restore_threads(const image::Process& image) {
   return {};
 }
 
-Result<void> Restorer::Impl::restore_leader(const image::Process& image, const image::Capsule& capsule) {
+Result<void> Restorer::Impl::restore_leader(const image::Process& image,
+                                            const image::Capsule& capsule) {
   Skeleton& skeleton = process->skeleton;
   ThreadContext c = TRY(context(image, 0));
   Batch b = skeleton.batch();
@@ -338,16 +351,20 @@ Result<void> Restorer::Impl::restart_calls(const image::Process& image, std::int
   for (int i = 0; i < image.threads_size(); ++i) {
     sys::Regs& regs = process->regs[static_cast<std::size_t>(i)];
     std::memcpy(&regs, image.threads(i).regs().data(), sizeof regs);
-    items.push_back({&image.threads(i), process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid, &regs, 0});
+    items.push_back({&image.threads(i),
+                     process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid, &regs, 0});
   }
   for (std::size_t at = 0; at < items.size(); at += threads_at_once) {
-    TRY(restarter.apply(std::span(items).subspan(at, std::min<std::size_t>(threads_at_once, items.size() - at))));
+    TRY(restarter.apply(
+        std::span(items).subspan(at, std::min<std::size_t>(threads_at_once, items.size() - at))));
   }
   for (const Restarter::Item& item : items) {
     if (item.ends_at_ns == 0) continue;
-    sys::InterruptedSleep& sleep = process->sleeps.emplace_back(Process::Sleep{item.node_tid, {}}).sleep;
+    sys::InterruptedSleep& sleep =
+        process->sleeps.emplace_back(Process::Sleep{item.node_tid, {}}).sleep;
     const image::Restart& restart = item.thread->restart();
-    sleep.tid_inside = item.thread->tid(), sleep.nr = restart.nr(), sleep.ends_at_ns = item.ends_at_ns;
+    sleep.tid_inside = item.thread->tid(), sleep.nr = restart.nr(),
+    sleep.ends_at_ns = item.ends_at_ns;
     std::copy(restart.args().begin(), restart.args().end(), sleep.args);
   }
   return {};
@@ -358,8 +375,10 @@ Result<void> Restorer::Impl::set_contexts(const image::Process& image) {
     pid_t tid = process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid;
     const image::Thread& t = image.threads(i);
     TRY(sys::ptrace_set_xstate(tid, t.xstate()).with(fmt::format("thread {}", t.tid())));
-    TRY(sys::ptrace_set_regs(tid, process->regs[static_cast<std::size_t>(i)]).with(fmt::format("thread {}", t.tid())));
-    TRY(sys::ptrace_set_sigmask(tid, (t.sigmask)()));  // Parentheses: <signal.h> has a macro of this name.
+    TRY(sys::ptrace_set_regs(tid, process->regs[static_cast<std::size_t>(i)])
+            .with(fmt::format("thread {}", t.tid())));
+    TRY(sys::ptrace_set_sigmask(
+        tid, (t.sigmask)()));  // Parentheses: <signal.h> has a macro of this name.
   }
   return {};
 }
@@ -371,14 +390,15 @@ Result<void> Restorer::seal() {
 
 Result<void> Restorer::start() {
   for (const Impl::Process::Sleep& s : impl_->process->sleeps) {
-    Result<std::uint64_t> switches = sys::read_voluntary_switches(impl_->process->skeleton.node_pid(), s.node_tid);
+    Result<std::uint64_t> switches =
+        sys::read_voluntary_switches(impl_->process->skeleton.node_pid(), s.node_tid);
     if (!switches.ok()) continue;  // Its timeout will begin anew at the next move.
     impl_->sleeps.push_back(s.sleep);
     impl_->sleeps.back().voluntary_switches = *switches;
   }
-  // Thawed first: a thread that is detached in a frozen group wakes twice (64 threads: 0.5 to 2 ms).
-  // They still stand in their ptrace stops. Should we die in between, the kernel detaches the rest,
-  // which is right after the grant.
+  // Thawed first: a thread that is detached in a frozen group wakes twice (64 threads: 0.5 to 2
+  // ms). They still stand in their ptrace stops. Should we die in between, the kernel detaches the
+  // rest, which is right after the grant.
   TRY(impl_->source.thaw_tree());
   return impl_->process->skeleton.release();
 }

@@ -4,13 +4,13 @@
 //   restorer.align_clocks(...)         as soon as a (small) message tells the source's clocks
 //   restorer.prepare(image so far)     any number of times, the program still runs on the source
 //     ... pages are written through space() ...
-//   restorer.prepare_final(image)      frozen on the source: what changed since; then the last pages
-//   restorer.finish(image, ...)        everything else; the threads stand in ptrace stops
-//   restorer.seal()                    from here our death leaves the tree held by its frozen cgroup
-//   restorer.start()                   after the grant: detach, thaw
+//   restorer.prepare_final(image)      frozen on the source: what changed since; then the last
+//   pages restorer.finish(image, ...)        everything else; the threads stand in ptrace stops
+//   restorer.seal()                    from here our death leaves the tree held by its frozen
+//   cgroup restorer.start()                   after the grant: detach, thaw
 //
-// Preconditions: one thread calls everything (it becomes the tracer). Destroying the restorer before
-// start() kills the skeletons.
+// Preconditions: one thread calls everything (it becomes the tracer). Destroying the restorer
+// before start() kills the skeletons.
 #pragma once
 
 #include <cstdint>
@@ -48,8 +48,8 @@ class Restorer {
 
   // What the capsule's clocks show now: call on receipt, at once. The capsule's clocks are then
   // behind by the time the message took, never ahead; finish() waits the difference out, which the
-  // transfer has normally eaten up. Without this call the time namespace is made by finish(), and so
-  // must be all threads (85 us each): early is better.
+  // transfer has normally eaten up. Without this call the time namespace is made by finish(), and
+  // so must be all threads (85 us each): early is better.
   Result<void> align_clocks(std::int64_t monotonic_ns, std::int64_t boottime_ns);
 
   // Skeletons, private files, mappings, threads. Only differences to the last call cost.

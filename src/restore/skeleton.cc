@@ -21,12 +21,13 @@
 namespace godwit::restore {
 namespace {
 
-constexpr std::uint64_t task_size = 0x7ffffffff000;  // Nothing is above it without an explicit hint.
+constexpr std::uint64_t task_size =
+    0x7ffffffff000;  // Nothing is above it without an explicit hint.
 constexpr std::uint64_t code_bytes_mapped = 4096;
 constexpr std::uint64_t own_bytes = code_bytes_mapped + Arena::bytes;
 constexpr std::int64_t stop_limit_us = 10'000'000;
 constexpr std::int64_t reap_limit_us = 200'000;
-constexpr std::size_t fds_per_message = 200;         // SCM_MAX_FD is 253.
+constexpr std::size_t fds_per_message = 200;  // SCM_MAX_FD is 253.
 constexpr unsigned long seize_options =
     PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
 // SIGTRAP must not be blocked while batches run; everything else must.
@@ -97,7 +98,8 @@ Result<void> write_memory(pid_t node_pid, std::uint64_t address, std::span<const
   iovec remote{reinterpret_cast<void*>(address), bytes.size()};
   ssize_t n = process_vm_writev(node_pid, &local, 1, &remote, 1, 0);
   if (n != static_cast<ssize_t>(bytes.size())) {
-    return os_error(fmt::format("process_vm_writev({}, {:#x}, {})", node_pid, address, bytes.size()));
+    return os_error(
+        fmt::format("process_vm_writev({}, {:#x}, {})", node_pid, address, bytes.size()));
   }
   return {};
 }
@@ -107,7 +109,8 @@ Result<void> read_memory(pid_t node_pid, std::uint64_t address, std::span<std::b
   iovec remote{reinterpret_cast<void*>(address), bytes.size()};
   ssize_t n = process_vm_readv(node_pid, &local, 1, &remote, 1, 0);
   if (n != static_cast<ssize_t>(bytes.size())) {
-    return os_error(fmt::format("process_vm_readv({}, {:#x}, {})", node_pid, address, bytes.size()));
+    return os_error(
+        fmt::format("process_vm_readv({}, {:#x}, {})", node_pid, address, bytes.size()));
   }
   return {};
 }
@@ -125,7 +128,8 @@ Result<std::uint64_t> find_gap(std::span<const AddressRange> used, std::uint64_t
     at = std::max(at, r.end);
   }
   consider(task_size);
-  if (best_size < bytes) return make_error(Errc::unsupported, "no free {} bytes of addresses", bytes);
+  if (best_size < bytes)
+    return make_error(Errc::unsupported, "no free {} bytes of addresses", bytes);
   return (best + (best_size - bytes) / 2) & ~0xfffull;
 }
 
@@ -227,9 +231,9 @@ Result<void> Skeleton::install_arena(std::uint64_t place) {
                                  {place, code_bytes_mapped, PROT_READ | PROT_EXEC,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, no_fd, 0}));
   std::uint64_t arena_at = place + code_bytes_mapped;
-  std::int64_t arena = TRY(single(SYS_mmap, "mmap(arena)",
-                                  {arena_at, Arena::bytes, PROT_READ | PROT_WRITE,
-                                   MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0}));
+  std::int64_t arena = TRY(single(
+      SYS_mmap, "mmap(arena)",
+      {arena_at, Arena::bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0}));
   if (code != static_cast<std::int64_t>(place) || arena != static_cast<std::int64_t>(arena_at)) {
     return os_error(fmt::format("mmap in skeleton {} at {:#x}", node_pid_, place),
                     static_cast<int>(code < 0 ? -code : -arena));
@@ -269,12 +273,13 @@ Result<std::vector<int>> Skeleton::pass_fds(std::span<const int> fds) {
     std::uint64_t at = b.reserve(sizeof(ReceiveBuffer));
     ReceiveBuffer buffer = receive_buffer_at(at);
     std::memcpy(arena_.local_at(at - arena_.remote()), &buffer, sizeof buffer);
-    b.call(SYS_recvmsg, "recvmsg", {static_cast<std::uint64_t>(channel_there_), at, MSG_CMSG_CLOEXEC});
+    b.call(SYS_recvmsg, "recvmsg",
+           {static_cast<std::uint64_t>(channel_there_), at, MSG_CMSG_CLOEXEC});
     TRY(run(b));
     std::vector<int> got = fds_in(b.value_at<ReceiveBuffer>(at));
     if (got.size() != part.size()) {
-      return make_error(Errc::internal, "skeleton {} got {} of {} descriptors", node_pid_, got.size(),
-                        part.size());
+      return make_error(Errc::internal, "skeleton {} got {} of {} descriptors", node_pid_,
+                        got.size(), part.size());
     }
     there.insert(there.end(), got.begin(), got.end());
   }
@@ -328,8 +333,8 @@ Result<void> Skeleton::place_vdso(std::uint64_t start) {
   if (start == vdso_.start) return {};
   std::uint64_t to = start - (vdso_.start - vdso_.vvar), size = vdso_.end - vdso_.vvar;
   if (overlaps(to, to + size, {vdso_.vvar, vdso_.end})) {
-    std::vector<AddressRange> used = {
-        {std::min(to, vdso_.vvar), std::max(to + size, vdso_.end)}, {code_, code_ + own_bytes}};
+    std::vector<AddressRange> used = {{std::min(to, vdso_.vvar), std::max(to + size, vdso_.end)},
+                                      {code_, code_ + own_bytes}};
     std::sort(used.begin(), used.end(), [](auto& x, auto& y) { return x.start < y.start; });
     TRY(move_vdso(vdso_.vvar, TRY(find_gap(used, size))));
   }
@@ -352,7 +357,8 @@ Result<void> Skeleton::make_room(std::span<const AddressRange> keep_free) {
   std::sort(used.begin(), used.end(), [](auto& x, auto& y) { return x.start < y.start; });
   std::uint64_t place = TRY(find_gap(used, own_bytes));
   constexpr std::uint64_t how = MREMAP_MAYMOVE | MREMAP_FIXED;
-  TRY(single(SYS_mremap, "mremap(code)", {code_, code_bytes_mapped, code_bytes_mapped, how, place}));
+  TRY(single(SYS_mremap, "mremap(code)",
+             {code_, code_bytes_mapped, code_bytes_mapped, how, place}));
   TRY(single(SYS_mremap, "mremap(arena)",
              {arena_.remote(), Arena::bytes, Arena::bytes, how, place + code_bytes_mapped}));
   code_ = place;
@@ -372,7 +378,8 @@ Result<void> Skeleton::set_threads(std::span<const pid_t> tids) {
   }
   threads_ = std::move(kept);
   for (pid_t tid : tids) {
-    bool exists = std::any_of(threads_.begin(), threads_.end(), [&](auto& t) { return t.tid == tid; });
+    bool exists =
+        std::any_of(threads_.begin(), threads_.end(), [&](auto& t) { return t.tid == tid; });
     if (!exists) TRY(create_thread(tid).with(fmt::format("thread {}", tid)));
   }
   auto rank = [&](const Thread& t) { return std::find(tids.begin(), tids.end(), t.tid); };
@@ -428,22 +435,23 @@ Result<std::int64_t> Skeleton::single(long nr, const char* name,
   regs.rip = vdso_.start + syscall_offset_;
   regs.rax = static_cast<std::uint64_t>(nr);
   regs.orig_rax = ~0ull;
-  regs.rdi = a[0], regs.rsi = a[1], regs.rdx = a[2], regs.r10 = a[3], regs.r8 = a[4], regs.r9 = a[5];
+  regs.rdi = a[0], regs.rsi = a[1], regs.rdx = a[2], regs.r10 = a[3], regs.r8 = a[4],
+  regs.r9 = a[5];
   TRY(sys::ptrace_set_regs(node_pid_, regs));
   for (int stops = 0; stops < 2; ++stops) {  // Entry and exit.
     TRY(sys::ptrace_syscall(node_pid_, 0));
     sys::Stop stop = TRY(wait_stopped(node_pid_, name));
     if (!stop.at_syscall()) {
-      return make_error(Errc::internal, "{}: skeleton {} stopped with status {:#x}", name, node_pid_,
-                        stop.status);
+      return make_error(Errc::internal, "{}: skeleton {} stopped with status {:#x}", name,
+                        node_pid_, stop.status);
     }
   }
   regs = TRY(sys::ptrace_get_regs(node_pid_));
   auto result = static_cast<std::int64_t>(regs.rax);
   if (result < 0 && result > -4096) {
-    return os_error(fmt::format("{}({:#x}, {:#x}, {:#x}) in skeleton {}", name, a[0], a[1], a[2],
-                                node_pid_),
-                    static_cast<int>(-result));
+    return os_error(
+        fmt::format("{}({:#x}, {:#x}, {:#x}) in skeleton {}", name, a[0], a[1], a[2], node_pid_),
+        static_cast<int>(-result));
   }
   return result;
 }
@@ -469,7 +477,8 @@ Result<void> Skeleton::remove_traces() {
 Result<void> Skeleton::poke(std::uint64_t address, std::span<const std::byte> bytes) {
   ssize_t n = pwrite(mem_.get(), bytes.data(), bytes.size(), static_cast<off_t>(address));
   if (n != static_cast<ssize_t>(bytes.size())) {
-    return os_error(fmt::format("pwrite(/proc/{}/mem, {:#x}, {})", node_pid_, address, bytes.size()));
+    return os_error(
+        fmt::format("pwrite(/proc/{}/mem, {:#x}, {})", node_pid_, address, bytes.size()));
   }
   return {};
 }

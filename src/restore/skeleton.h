@@ -1,12 +1,14 @@
-// A process without a program, to be filled: forked by the capsule's init with the right pid, seized
-// by us, emptied. This file knows how to get hold of it and make it do things; what it should become
-// is the business of address_space.h, process_state.h, thread_state.h.
+// A process without a program, to be filled: forked by the capsule's init with the right pid,
+// seized by us, emptied. This file knows how to get hold of it and make it do things; what it
+// should become is the business of address_space.h, process_state.h, thread_state.h.
 //
 // Kernel facts used here (measured on 6.18):
-// - A skeleton is a fork of a static program, and glibc has registered an rseq area in it. Once that
+// - A skeleton is a fork of a static program, and glibc has registered an rseq area in it. Once
+// that
 //   memory is unmapped the kernel kills the task with SIGSEGV at its next preemption: rseq must be
 //   unregistered before anything is unmapped.
-// - int3 of a batch raises SIGTRAP by force_sig: if SIGTRAP were blocked or ignored, its handler would
+// - int3 of a batch raises SIGTRAP by force_sig: if SIGTRAP were blocked or ignored, its handler
+// would
 //   be reset. So SIGTRAP stays unblocked while batches run, and an ignored SIGTRAP is set by
 //   `single`, which stops at the exit of the call without any signal.
 // - The kernel acts on -ERESTART* in rax only when a thread comes out of a signal stop or an event
@@ -37,11 +39,11 @@ struct AddressRange {
 class Skeleton {
  public:
   struct Thread {
-    pid_t tid;       // In the capsule.
+    pid_t tid;  // In the capsule.
     pid_t node_tid;
   };
   struct Vdso {
-    std::uint64_t vvar = 0;   // Lowest address of the data areas before the code.
+    std::uint64_t vvar = 0;  // Lowest address of the data areas before the code.
     std::uint64_t start = 0, end = 0;
     std::vector<AddressRange> parts;  // Of vvar, vvar_vclock, vdso; ascending.
   };
@@ -80,7 +82,8 @@ class Skeleton {
 
   // The leader must be alone for setns(CLONE_NEWTIME).
   bool single_threaded() const { return threads_.size() == 1; }
-  // Creates and ends threads until exactly these exist (the leader first in `tids`); sorted as `tids`.
+  // Creates and ends threads until exactly these exist (the leader first in `tids`); sorted as
+  // `tids`.
   Result<void> set_threads(std::span<const pid_t> tids);
 
   // One call by the leader, without signals and without our areas; see the top of this file.
@@ -98,7 +101,8 @@ class Skeleton {
   Result<void> release();
 
  private:
-  Skeleton(pid_t pid, pid_t node_pid, Arena arena) : pid_(pid), node_pid_(node_pid), arena_(std::move(arena)) {}
+  Skeleton(pid_t pid, pid_t node_pid, Arena arena)
+      : pid_(pid), node_pid_(node_pid), arena_(std::move(arena)) {}
   Result<void> locate_vdso();
   Result<void> install_arena(std::uint64_t place);
   Result<int> receive_first_fd();

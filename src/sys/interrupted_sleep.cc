@@ -23,8 +23,9 @@ bool InterruptedSleep::lasts(std::uint64_t voluntary_switches_now, const Regs& r
 std::string to_text(std::span<const InterruptedSleep> sleeps) {
   std::string text;
   for (const InterruptedSleep& s : sleeps) {
-    text += fmt::format("{} {} {} {} {} {} {} {} {} {}\n", s.tid_inside, s.nr, s.args[0], s.args[1], s.args[2],
-                        s.args[3], s.args[4], s.args[5], s.ends_at_ns, s.voluntary_switches);
+    text +=
+        fmt::format("{} {} {} {} {} {} {} {} {} {}\n", s.tid_inside, s.nr, s.args[0], s.args[1],
+                    s.args[2], s.args[3], s.args[4], s.args[5], s.ends_at_ns, s.voluntary_switches);
   }
   return text;
 }
@@ -36,11 +37,11 @@ std::vector<InterruptedSleep> interrupted_sleeps_from_text(std::string_view text
     text.remove_prefix(std::min(text.size(), line.size() + 1));
     InterruptedSleep s;
     auto& a = s.args;
-    constexpr const char* format = "%d %" SCNd64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64
-                                   " %" SCNu64 " %" SCNd64 " %" SCNu64;
+    constexpr const char* format = "%d %" SCNd64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64
+                                   " %" SCNu64 " %" SCNu64 " %" SCNd64 " %" SCNu64;
     constexpr int fields = 10;
-    if (std::sscanf(line.c_str(), format, &s.tid_inside, &s.nr, &a[0], &a[1], &a[2], &a[3], &a[4], &a[5],
-                    &s.ends_at_ns, &s.voluntary_switches) == fields)
+    if (std::sscanf(line.c_str(), format, &s.tid_inside, &s.nr, &a[0], &a[1], &a[2], &a[3], &a[4],
+                    &a[5], &s.ends_at_ns, &s.voluntary_switches) == fields)
       sleeps.push_back(s);
   }
   return sleeps;
@@ -50,7 +51,8 @@ Result<std::uint64_t> read_voluntary_switches(pid_t pid, pid_t tid) {
   const std::string status = TRY(read_file(proc_path(pid, tid, "status")));
   constexpr std::string_view key = "\nvoluntary_ctxt_switches:";
   const std::size_t at = status.find(key);
-  if (at == std::string::npos) return make_error(Errc::unsupported, "/proc/{}/status has no {}", tid, key.substr(1));
+  if (at == std::string::npos)
+    return make_error(Errc::unsupported, "/proc/{}/status has no {}", tid, key.substr(1));
   return std::strtoull(status.c_str() + at + key.size(), nullptr, 10);
 }
 

@@ -29,11 +29,13 @@ struct InterruptedSleep {
   std::int64_t ends_at_ns = 0;           // This node's CLOCK_MONOTONIC; not before the true end.
   std::uint64_t voluntary_switches = 0;  // When it was let go on.
 
-  // Whether a thread that has been switched so often, and was stopped with these registers, is still in it.
+  // Whether a thread that has been switched so often, and was stopped with these registers, is
+  // still in it.
   bool lasts(std::uint64_t voluntary_switches_now, const Regs& regs) const;
 };
 
-// One a line, in decimal. Lines that aren't right are left out: what is lost is the time of one sleep.
+// One a line, in decimal. Lines that aren't right are left out: what is lost is the time of one
+// sleep.
 std::string to_text(std::span<const InterruptedSleep> sleeps);
 std::vector<InterruptedSleep> interrupted_sleeps_from_text(std::string_view text);
 

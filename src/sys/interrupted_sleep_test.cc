@@ -9,7 +9,8 @@ namespace {
 
 TEST(InterruptedSleep, SurvivesItsTextAndWrongLinesAreLeftOut) {
   const InterruptedSleep sleep{7, SYS_futex, {1, 2, 3, ~0ull, 5, 6}, -9, 11};
-  const auto read = interrupted_sleeps_from_text("nonsense\n" + to_text(std::span(&sleep, 1)) + "1 2 3");
+  const auto read =
+      interrupted_sleeps_from_text("nonsense\n" + to_text(std::span(&sleep, 1)) + "1 2 3");
   ASSERT_EQ(read.size(), 1u);
   EXPECT_EQ(to_text(read), to_text(std::span(&sleep, 1)));
 }

@@ -1,25 +1,28 @@
 // Problem. Some kernel state only a process itself can ask for or change (signal handlers, an
-// alternate stack, a userfaultfd of its memory). So the process is made to execute system calls. But the
-// tracer that arranges this may be killed at any instruction; the kernel then detaches, and the
-// tracee runs on with whatever registers it has. Four habits of debuggers are fatal then:
-// a breakpoint (SIGTRAP kills), a single step (TF outlives the tracer: SIGTRAP kills), registers
-// that only the tracer remembers, and a signal mask that only the tracer puts back.
+// alternate stack, a userfaultfd of its memory). So the process is made to execute system calls.
+// But the tracer that arranges this may be killed at any instruction; the kernel then detaches, and
+// the tracee runs on with whatever registers it has. Four habits of debuggers are fatal then: a
+// breakpoint (SIGTRAP kills), a single step (TF outlives the tracer: SIGTRAP kills), registers that
+// only the tracer remembers, and a signal mask that only the tracer puts back.
 //
 // Way. The injected code needs nobody to come back from:
 //
-// - It lives in the unused tail of the last page of the tracee's [vdso]: the image ends at 0x1a11 of
-//   0x2000 bytes on 6.18, so about 1500 zero bytes are free, executable, and mapped in every process.
-//   Writing through /proc/PID/mem gives the process a private copy of that page (the kernel allows
-//   that for the sake of debuggers' breakpoints), other processes don't see it.
+// - It lives in the unused tail of the last page of the tracee's [vdso]: the image ends at 0x1a11
+// of
+//   0x2000 bytes on 6.18, so about 1500 zero bytes are free, executable, and mapped in every
+//   process. Writing through /proc/PID/mem gives the process a private copy of that page (the
+//   kernel allows that for the sake of debuggers' breakpoints), other processes don't see it.
 // - It uses no stack and no instruction that changes a flag (mov, lea, jrcxz, jmp, syscall), so
-//   flags, FPU, segment bases and the memory below the stack pointer are the program's all the time.
+//   flags, FPU, segment bases and the memory below the stack pointer are the program's all the
+//   time.
 // - It executes an array of calls from an anonymous mapping (the arena), then loads the ten
 //   registers that it used from a save area beside the code and leaves by `jmp *slot(%rip)`. The
 //   save area is written before the registers are set; what it holds is the context as the kernel
 //   would make it when it restarts an interrupted call (restart_applied): an injected context has
-//   orig_rax = -1, so the kernel itself doesn't. The kernel's restart_block survives injected calls, since
-//   none of them sleeps.
-// - The first call of a batch blocks all signals, the last but one puts the mask back: the tracee does
+//   orig_rax = -1, so the kernel itself doesn't. The kernel's restart_block survives injected
+//   calls, since none of them sleeps.
+// - The first call of a batch blocks all signals, the last but one puts the mask back: the tracee
+// does
 //   it, not the tracer. A signal before the first call is delivered in the program's own context
 //   (deliver() below), then injection starts again from the handler's first instruction. One
 //   after the last call ends the batch just as well.
@@ -34,12 +37,14 @@
 // microseconds of a batch, in which a signal for a thread in pause(2) arrives as well, makes that
 // thread pause again; every other call is restarted as the kernel itself would.
 //
-// Known gap: seccomp filters are suspended by the tracer (PTRACE_O_SUSPEND_SECCOMP), so a tracer that dies within a
-// batch leaves the rest of it to the filter; one that kills for these calls then kills the program. To close it:
-// evaluate the filter here first, and look at a word that the kernel changes when the tracer dies (a robust futex in
-// a page shared with it, handled before tracees are detached) ahead of every call of a batch.
+// Known gap: seccomp filters are suspended by the tracer (PTRACE_O_SUSPEND_SECCOMP), so a tracer
+// that dies within a batch leaves the rest of it to the filter; one that kills for these calls then
+// kills the program. To close it: evaluate the filter here first, and look at a word that the
+// kernel changes when the tracer dies (a robust futex in a page shared with it, handled before
+// tracees are detached) ahead of every call of a batch.
 //
-// Measured on 6.18, 2 cores under load: open(), map_arena() and a batch of 100 calls together 120 to 250 us.
+// Measured on 6.18, 2 cores under load: open(), map_arena() and a batch of 100 calls together 120
+// to 250 us.
 
 #include "sys/remote.h"
 
@@ -57,8 +62,9 @@
 namespace godwit::sys {
 namespace {
 
-constexpr std::int64_t stop_limit_us = 20'000'000;  // A batch has no call that sleeps; a loaded machine does.
-constexpr int signals_max = 256;                    // Signals delivered while one injection is tried.
+constexpr std::int64_t stop_limit_us =
+    20'000'000;                   // A batch has no call that sleeps; a loaded machine does.
+constexpr int signals_max = 256;  // Signals delivered while one injection is tried.
 constexpr int settle_rounds_max = 10'000;
 
 constexpr std::uint64_t magic[2] = {0x6a6e492074697764ULL, 0x6f47206564746365ULL};
@@ -83,8 +89,8 @@ struct ArenaHeader {
 static_assert(sizeof(ArenaHeader) == 64);
 
 // Offsets of the code from the header.
-constexpr std::size_t boot_offset = sizeof(Header);    // syscall; jmp restore
-constexpr std::size_t loop_offset = boot_offset + 4;   // rbx: the first RemoteBatch::Entry
+constexpr std::size_t boot_offset = sizeof(Header);   // syscall; jmp restore
+constexpr std::size_t loop_offset = boot_offset + 4;  // rbx: the first RemoteBatch::Entry
 
 // clang-format off
 constexpr unsigned char code_before_restore[] = {
@@ -123,11 +129,15 @@ std::vector<std::byte> assemble() {
   };
   auto displacement = [&](std::size_t field) {
     // Relative to the end of the instruction, whose last four bytes these are.
-    auto d = static_cast<std::int32_t>(field) - static_cast<std::int32_t>(boot_offset + out.size() + 4);
+    auto d =
+        static_cast<std::int32_t>(field) - static_cast<std::int32_t>(boot_offset + out.size() + 4);
     for (int i = 0; i < 4; ++i) out.push_back(static_cast<std::byte>((d >> (8 * i)) & 0xff));
   };
   for (unsigned char b : code_before_restore) out.push_back(static_cast<std::byte>(b));
-  const struct { unsigned rex, modrm; std::size_t field; } loads[] = {
+  const struct {
+    unsigned rex, modrm;
+    std::size_t field;
+  } loads[] = {
       {0x48, 0x05, offsetof(Header, rax)}, {0x48, 0x1d, offsetof(Header, rbx)},
       {0x48, 0x0d, offsetof(Header, rcx)}, {0x48, 0x15, offsetof(Header, rdx)},
       {0x48, 0x35, offsetof(Header, rsi)}, {0x48, 0x3d, offsetof(Header, rdi)},
@@ -243,7 +253,8 @@ Result<RemoteProcess> RemoteProcess::open(pid_t pid, pid_t pid_inside) {
 Result<void> RemoteProcess::read(RemoteAddr from, std::span<std::byte> to) const {
   while (!to.empty()) {
     ssize_t n = ::pread(mem_.get(), to.data(), to.size(), static_cast<off_t>(from.value));
-    if (n < 0) return os_error(fmt::format("pread(/proc/{}/mem, {:#x}, {})", pid_, from.value, to.size()));
+    if (n < 0)
+      return os_error(fmt::format("pread(/proc/{}/mem, {:#x}, {})", pid_, from.value, to.size()));
     if (n == 0) return make_error(Errc::tracee_gone, "process {} has no memory any more", pid_);
     from.value += static_cast<std::uint64_t>(n);
     to = to.subspan(static_cast<std::size_t>(n));
@@ -254,7 +265,8 @@ Result<void> RemoteProcess::read(RemoteAddr from, std::span<std::byte> to) const
 Result<void> RemoteProcess::write(RemoteAddr to, std::span<const std::byte> from) const {
   while (!from.empty()) {
     ssize_t n = ::pwrite(mem_.get(), from.data(), from.size(), static_cast<off_t>(to.value));
-    if (n < 0) return os_error(fmt::format("pwrite(/proc/{}/mem, {:#x}, {})", pid_, to.value, from.size()));
+    if (n < 0)
+      return os_error(fmt::format("pwrite(/proc/{}/mem, {:#x}, {})", pid_, to.value, from.size()));
     if (n == 0) return make_error(Errc::tracee_gone, "process {} has no memory any more", pid_);
     to.value += static_cast<std::uint64_t>(n);
     from = from.subspan(static_cast<std::size_t>(n));
@@ -283,7 +295,8 @@ Result<void> RemoteProcess::find_code() {
     // Zeros may belong to the image's last section; 64 spare bytes keep clear of that.
     std::size_t start = (used + 64 + 15) & ~std::size_t{15};
     if (start + code_bytes > page.size())
-      return make_error(Errc::unsupported, "the [vdso] of process {} has {} free bytes, {} are needed", pid_,
+      return make_error(Errc::unsupported,
+                        "the [vdso] of process {} has {} free bytes, {} are needed", pid_,
                         page.size() - used, code_bytes);
     code_ = {last.value + start};
     code_room_ = page.size() - start;
@@ -310,7 +323,8 @@ Result<void> RemoteProcess::adopt_arena() {
     if (!map.read || !map.write || map.shared || map.inode != 0) continue;
     ArenaHeader found;
     TRY(read({map.start}, std::as_writable_bytes(std::span(&found, 1))));
-    if (!std::equal(found.magic, found.magic + 2, magic) || found.bytes != header.arena_bytes) continue;
+    if (!std::equal(found.magic, found.magic + 2, magic) || found.bytes != header.arena_bytes)
+      continue;
     arena_ = {header.arena};
     arena_bytes_ = header.arena_bytes;
   }
@@ -323,7 +337,8 @@ bool RemoteProcess::in_injected_code(const Regs& regs) const {
 
 Result<void> RemoteProcess::save_context(const Regs& regs) {
   const Regs r = restart_applied(regs);
-  const std::uint64_t saved[] = {r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.rip};
+  const std::uint64_t saved[] = {r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi,
+                                 r.r8,  r.r9,  r.r10, r.r11, r.rip};
   return write({code_.value + offsetof(Header, rax)}, std::as_bytes(std::span(saved)));
 }
 
@@ -335,13 +350,15 @@ Result<Regs> RemoteProcess::to_interrupt_stop(pid_t tid) {
   Stop stop = TRY(wait_stop(tid, stop_limit_us));
   if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", tid);
   if (!stop.is_interrupt())
-    return make_error(Errc::internal, "thread {} stopped with status {:#x}, not by our interrupt", tid, stop.status);
+    return make_error(Errc::internal, "thread {} stopped with status {:#x}, not by our interrupt",
+                      tid, stop.status);
   return ptrace_get_regs(tid);
 }
 
-// Preconditions: the thread is in the delivery stop of `signal`, with injected registers. Delivers it to the
-// program as if we weren't here: the handler's frame is built over the program's own context. Afterwards
-// the thread stands on the handler's first instruction (or where it was, or it is dead).
+// Preconditions: the thread is in the delivery stop of `signal`, with injected registers. Delivers
+// it to the program as if we weren't here: the handler's frame is built over the program's own
+// context. Afterwards the thread stands on the handler's first instruction (or where it was, or it
+// is dead).
 Result<void> RemoteProcess::deliver(StoppedThread& thread, int signal) {
   TRY(ptrace_set_regs(thread.tid, thread.regs));
   TRY(ptrace_interrupt(thread.tid));
@@ -350,13 +367,14 @@ Result<void> RemoteProcess::deliver(StoppedThread& thread, int signal) {
   if (stop.exited())
     return make_error(Errc::tracee_gone, "process {} was ended by signal {}", pid_, signal);
   if (!stop.is_interrupt())
-    return make_error(Errc::internal, "thread {} stopped with status {:#x} after signal {}", thread.tid,
-                      stop.status, signal);
+    return make_error(Errc::internal, "thread {} stopped with status {:#x} after signal {}",
+                      thread.tid, stop.status, signal);
   thread.regs = TRY(ptrace_get_regs(thread.tid));
   return {};
 }
 
-Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr, std::array<std::uint64_t, 6> args) {
+Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr,
+                                         std::array<std::uint64_t, 6> args) {
   bool entered = false;
   for (int signals = 0; signals < signals_max;) {
     if (!entered) {
@@ -385,13 +403,15 @@ Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr, std::ar
     TRY(ptrace_set_regs(thread.tid, thread.regs));
     return static_cast<std::int64_t>(regs.rax);
   }
-  return make_error(Errc::timeout, "thread {} gets signals faster than a call can be injected", thread.tid);
+  return make_error(Errc::timeout, "thread {} gets signals faster than a call can be injected",
+                    thread.tid);
 }
 
 Result<void> RemoteProcess::map_arena(StoppedThread& thread, std::size_t bytes) {
   if (has_arena()) return {};
   INVARIANT(bytes % page_bytes == 0 && bytes > 0);
-  // In the middle of the largest gap: next to nothing, so that it merges with no mapping of the program.
+  // In the middle of the largest gap: next to nothing, so that it merges with no mapping of the
+  // program.
   std::uint64_t previous_end = 1 << 20, gap = 0, middle = 0;
   for (const MapEntry& map : TRY(read_maps(pid_))) {
     if (map.start > previous_end && map.start - previous_end > gap && map.start < (1ULL << 47)) {
@@ -406,11 +426,13 @@ Result<void> RemoteProcess::map_arena(StoppedThread& thread, std::size_t bytes) 
   // Recorded before it exists: if we die between, the next tracer knows where to look.
   const std::uint64_t record[] = {at, bytes};
   TRY(write({code_.value + offsetof(Header, arena)}, std::as_bytes(std::span(record))));
-  std::int64_t got = TRY(call(thread, SYS_mmap,
-                              {at, bytes, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, ~0ULL, 0}));
+  std::int64_t got =
+      TRY(call(thread, SYS_mmap,
+               {at, bytes, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, ~0ULL, 0}));
   if (got < 0)
-    return os_error(fmt::format("mmap({:#x}, {}) in process {}", at, bytes, pid_), static_cast<int>(-got));
+    return os_error(fmt::format("mmap({:#x}, {}) in process {}", at, bytes, pid_),
+                    static_cast<int>(-got));
   ArenaHeader header{{magic[0], magic[1]}, bytes, {}};
   TRY(write({at}, std::as_bytes(std::span(&header, 1))));
   arena_ = {at};
@@ -421,7 +443,8 @@ Result<void> RemoteProcess::map_arena(StoppedThread& thread, std::size_t bytes) 
 Result<void> RemoteProcess::unmap_arena(StoppedThread& thread) {
   if (!has_arena()) return {};
   std::int64_t got = TRY(call(thread, SYS_munmap, {arena_.value, arena_bytes_, 0, 0, 0, 0}));
-  if (got < 0) return os_error(fmt::format("munmap(arena) in process {}", pid_), static_cast<int>(-got));
+  if (got < 0)
+    return os_error(fmt::format("munmap(arena) in process {}", pid_), static_cast<int>(-got));
   arena_ = {};
   const std::uint64_t record[] = {0, 0};
   return write({code_.value + offsetof(Header, arena)}, std::as_bytes(std::span(record)));
@@ -429,17 +452,18 @@ Result<void> RemoteProcess::unmap_arena(StoppedThread& thread) {
 
 int RemoteProcess::choose_marker(std::uint64_t sigmask) const {
   for (int signal : {SIGURG, SIGWINCH, SIGCHLD})
-    if (!caught_or_blocked(signals_caught_, signal) && !caught_or_blocked(sigmask, signal)) return signal;
+    if (!caught_or_blocked(signals_caught_, signal) && !caught_or_blocked(sigmask, signal))
+      return signal;
   return 0;
 }
 
 struct RemoteProcess::Run {
   explicit Run(RemoteBatch& of) : batch(of) {}
   RemoteBatch& batch;
-  int marker = 0;                 // 0: watched by PTRACE_SYSCALL.
-  std::uint64_t first = 0;        // Addresses of entries: the first,
-  std::uint64_t unblocked = 0;    // the one that puts the signal mask back,
-  std::uint64_t last = 0;         // the final marker.
+  int marker = 0;               // 0: watched by PTRACE_SYSCALL.
+  std::uint64_t first = 0;      // Addresses of entries: the first,
+  std::uint64_t unblocked = 0;  // the one that puts the signal mask back,
+  std::uint64_t last = 0;       // the final marker.
   std::optional<Error> look_error = std::nullopt;
 };
 
@@ -455,24 +479,29 @@ Result<void> RemoteProcess::run(StoppedThread& thread, RemoteBatch& batch) {
     std::copy(args.begin(), args.end(), e.args);
   };
   set_args(batch.entries_[0], {SIG_SETMASK, mask_blocked.value, 0, 8, 0, 0});
-  const std::size_t unblock = batch.append(SYS_rt_sigprocmask, {SIG_SETMASK, mask_own.value, 0, 8, 0, 0});
+  const std::size_t unblock =
+      batch.append(SYS_rt_sigprocmask, {SIG_SETMASK, mask_own.value, 0, 8, 0, 0});
   batch.pauses_.push_back({batch.append(SYS_tgkill, {}), nullptr});
   for (auto& pause : batch.pauses_) {
     RemoteBatch::Entry& e = batch.entries_[pause.entry];
     if (run.marker == 0) e.nr_plus_1 = SYS_getpid + 1;  // Harmless; its entry stop is what counts.
-    set_args(e, {static_cast<std::uint64_t>(pid_inside_), static_cast<std::uint64_t>(thread.tid_inside),
-                 static_cast<std::uint64_t>(run.marker), 0, 0, 0});
+    set_args(
+        e, {static_cast<std::uint64_t>(pid_inside_), static_cast<std::uint64_t>(thread.tid_inside),
+            static_cast<std::uint64_t>(run.marker), 0, 0, 0});
   }
   batch.entries_.emplace_back(RemoteBatch::Entry{});  // The end.
 
   const std::uint64_t base = arena_.value + sizeof(ArenaHeader);
   auto address = [&](std::size_t entry) { return base + entry * sizeof(RemoteBatch::Entry); };
-  run.first = base, run.unblocked = address(unblock), run.last = address(batch.pauses_.back().entry);
+  run.first = base, run.unblocked = address(unblock),
+  run.last = address(batch.pauses_.back().entry);
 
-  iovec local[2] = {{batch.entries_.data(), batch.entries_.size() * sizeof(RemoteBatch::Entry)},
-                    {batch.data_.data() + (batch.data_.size() - batch.data_bytes_), batch.data_bytes_}};
+  iovec local[2] = {
+      {batch.entries_.data(), batch.entries_.size() * sizeof(RemoteBatch::Entry)},
+      {batch.data_.data() + (batch.data_.size() - batch.data_bytes_), batch.data_bytes_}};
   iovec remote[2] = {{reinterpret_cast<void*>(base), local[0].iov_len},
-                     {reinterpret_cast<void*>(arena_.value + arena_bytes_ - batch.data_bytes_), batch.data_bytes_}};
+                     {reinterpret_cast<void*>(arena_.value + arena_bytes_ - batch.data_bytes_),
+                      batch.data_bytes_}};
   const auto bytes = static_cast<ssize_t>(local[0].iov_len + local[1].iov_len);
   if (::process_vm_writev(pid_, local, 2, remote, 2, 0) != bytes)
     return os_error(fmt::format("process_vm_writev({}, {} bytes)", pid_, bytes));
@@ -483,8 +512,8 @@ Result<void> RemoteProcess::run(StoppedThread& thread, RemoteBatch& batch) {
   return {};
 }
 
-// Sets the injected registers and watches until the batch is through; afterwards the thread has its own
-// registers again.
+// Sets the injected registers and watches until the batch is through; afterwards the thread has its
+// own registers again.
 Result<void> RemoteProcess::enter(StoppedThread& thread, Run& run) {
   bool begun = false;
   // Each look of a batch, each signal and each stop of the watched kind takes a round.
@@ -503,7 +532,8 @@ Result<void> RemoteProcess::enter(StoppedThread& thread, Run& run) {
     Stop stop = TRY(wait_stop(thread.tid, stop_limit_us));
     if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
     if (stop.is_interrupt()) continue;
-    Next next = TRY(stop.at_syscall() ? on_syscall(thread, run) : on_signal(thread, run, stop.signal()));
+    Next next =
+        TRY(stop.at_syscall() ? on_syscall(thread, run) : on_signal(thread, run, stop.signal()));
     if (next == Next::finished) return {};
     begun = next == Next::go_on;
   }
@@ -530,8 +560,8 @@ void RemoteProcess::on_pause(Run& run, std::uint64_t entry) {
 Result<RemoteProcess::Next> RemoteProcess::on_signal(StoppedThread& thread, Run& run, int signal) {
   const Regs regs = TRY(ptrace_get_regs(thread.tid));
   if (!in_injected_code(regs))
-    return make_error(Errc::internal, "thread {}: signal {} at {:#x}, outside of the batch", thread.tid, signal,
-                      regs.rip);
+    return make_error(Errc::internal, "thread {}: signal {} at {:#x}, outside of the batch",
+                      thread.tid, signal, regs.rip);
   auto executed = [&](std::uint64_t entry) {
     return regs.rbx > entry || (regs.rbx == entry && regs.rip > code_.value + loop_syscall);
   };
@@ -560,7 +590,8 @@ Result<RemoteProcess::Next> RemoteProcess::on_signal(StoppedThread& thread, Run&
     return Next::go_on;
   }
   TRY(ptrace_set_regs(thread.tid, thread.regs));
-  return make_error(Errc::internal, "thread {}: signal {} in an injected call at {:#x}", thread.tid, signal, regs.rip);
+  return make_error(Errc::internal, "thread {}: signal {} in an injected call at {:#x}", thread.tid,
+                    signal, regs.rip);
 }
 
 Result<RemoteProcess::Next> RemoteProcess::on_syscall(StoppedThread& thread, Run& run) {
@@ -591,7 +622,8 @@ Result<void> RemoteProcess::settle(StoppedThread& thread) {
     if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
     thread.regs = TRY(ptrace_get_regs(thread.tid));
   }
-  return make_error(Errc::timeout, "thread {} does not leave a batch that a dead tracer began", thread.tid);
+  return make_error(Errc::timeout, "thread {} does not leave a batch that a dead tracer began",
+                    thread.tid);
 }
 
 }  // namespace godwit::sys

@@ -178,8 +178,8 @@ Fail prepare(const StartOrder& order, int listener, const InitGroups& init, Tree
   if (::setsid() < 0) return fail("setsid");
   ::prctl(PR_SET_NAME, "godwit-init");
   CHECK(mount_private(order));
-  // Empty and the capsule's own, so that no key of the node's session is reachable from it. Kernels without keys
-  // have nothing to keep apart.
+  // Empty and the capsule's own, so that no key of the node's session is reachable from it. Kernels
+  // without keys have nothing to keep apart.
   if (::syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, nullptr) < 0 && errno != ENOSYS)
     return fail("keyctl(KEYCTL_JOIN_SESSION_KEYRING)");
   if (::sethostname(order.hostname, std::strlen(order.hostname)) != 0) return fail("sethostname");
