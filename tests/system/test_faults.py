@@ -40,7 +40,7 @@ while True:
     memory[at:at + 8] = (value + pages).to_bytes(8, "little")
     os.write(fd, b"%d\\n" % i)
     i += 1
-    time.sleep(0.0003)
+    time.sleep(0.0003)  # Polls.
 """
 
 
