@@ -160,6 +160,8 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
     if (ticks.ok()) r.set_worker_start_ticks(*ticks);
   }));
   auto event = worker->next_event(listening_ms_max);
+  // Signs of life may come first on a busy node.
+  while (event.ok() && event->has_progress()) event = worker->next_event(listening_ms_max);
   const bool listening = event.ok() && event->has_listening();
   std::string trouble;
   if (listening) {
@@ -464,6 +466,7 @@ Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch e
     if (ticks.ok()) r.set_worker_start_ticks(*ticks);
   }));
   auto event = fresh->next_event(listening_ms_max);
+  while (event.ok() && event->has_progress()) event = fresh->next_event(listening_ms_max);
   if (!event.ok() || !event->has_listening()) fresh->kill();
   std::thread([this, fresh, operation = std::move(*operation)]() mutable {
     watch_incoming(std::move(operation), fresh);
