@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "base/io.h"
+#include "sys/vdso.h"
 
 namespace godwit::capture {
 namespace {
@@ -118,6 +119,7 @@ Result<void> from_stat(pid_t pid, image::Mm& mm) {
   mm.set_arg_start(stat.arg_start), mm.set_arg_end(stat.arg_end);
   mm.set_env_start(stat.env_start), mm.set_env_end(stat.env_end);
   mm.set_auxv(TRY(read_file(sys::proc_path(pid, "auxv"))));
+  mm.set_vdso(TRY(sys::own_vdso()));
   return {};
 }
 

@@ -30,7 +30,6 @@
 
 #include "capture/freeze.h"
 
-#include <elf.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -49,6 +48,7 @@
 #include "capture/rseq.h"
 #include "capture/sleep_clock.h"
 #include "sys/pidfd.h"
+#include "sys/vdso.h"
 
 namespace godwit::capture {
 namespace {
@@ -59,24 +59,15 @@ constexpr int list_rounds_max = 1'000;               // Each finds at least one 
 constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go within that.
 
 constexpr std::size_t status_files_max = 256;
-constexpr std::uint64_t vdso_bytes_max = 64 * 1024;
+// A program that does nothing but read clocks is out of its vdso once in about ten looks.
+constexpr int vdso_looks_max = 1'000;
+constexpr timespec vdso_pause{0, 20'000};
 
 // Seccomp filters don't see injected calls while we trace.
 constexpr unsigned long seize_options = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
 
 std::string freeze_file(const TreeRef& tree) {
   return tree.freezer_path + (tree.freezer_v2 ? "/cgroup.freeze" : "/freezer.state");
-}
-
-// AT_SYSINFO_EHDR: where [vdso] is; 0 if the process has none.
-Result<std::uint64_t> vdso_address(pid_t pid) {
-  std::string auxv = TRY(read_file(sys::proc_path(pid, "auxv")));
-  for (std::size_t at = 0; at + 16 <= auxv.size(); at += 16) {
-    std::uint64_t pair[2];
-    std::memcpy(pair, auxv.data() + at, sizeof pair);
-    if (pair[0] == AT_SYSINFO_EHDR) return pair[1];
-  }
-  return 0;
 }
 
 bool is_gone(const Error& error) { return error.code() == Errc::tracee_gone; }
@@ -333,13 +324,53 @@ Result<void> FrozenTree::seize_all(std::vector<Known>& known) {
 // Threads that are still in a batch of a tracer that died: let them get through it.
 Result<void> FrozenTree::settle_orphans() {
   for (FrozenProcess& process : processes_) {
-    const std::uint64_t vdso = TRY(vdso_address(process.pid));
+    const sys::VdsoPlace vdso = TRY(sys::find_vdso(process.pid));
     for (FrozenThread& thread : process.threads) {
-      if (thread.regs.rip < vdso || thread.regs.rip >= vdso + vdso_bytes_max) continue;
+      if (!vdso.contains(thread.regs.rip)) continue;
       sys::RemoteProcess* remote = TRY(this->remote(process));
       if (!remote->in_injected_code(thread.regs)) continue;
       TRY(remote->settle(thread));
       if (repair_interrupted_call(thread.regs)) TRY(sys::ptrace_set_regs(thread.tid, thread.regs));
+    }
+  }
+  return {};
+}
+
+namespace {
+
+// For the stop that was asked for; a signal on its way is delivered before.
+Result<sys::Stop> wait_interrupted(pid_t tid) {
+  while (true) {
+    sys::Stop stop = TRY(sys::wait_stop(tid, stop_limit_us));
+    if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", tid);
+    if (stop.is_interrupt()) return stop;
+    TRY(sys::ptrace_cont(tid, stop.at_signal() ? stop.signal() : 0));
+  }
+}
+
+}  // namespace
+
+// The way out of a function is a matter of nanoseconds, but how far the thread comes between two
+// stops is the scheduler's business: it may also be inside again.
+Result<void> FrozenTree::leave_vdso() {
+  for (FrozenProcess& process : processes_) {
+    const sys::VdsoPlace vdso = TRY(sys::find_vdso(process.pid));
+    for (FrozenThread& thread : process.threads) {
+      for (int looks = 0; vdso.contains(thread.regs.rip); ++looks) {
+        if (looks == vdso_looks_max) {
+          return make_error(Errc::timeout, "thread {} doesn't come out of its vdso",
+                            thread.tid_inside);
+        }
+        TRY(sys::ptrace_cont(thread.tid, 0));
+        ::nanosleep(&vdso_pause, nullptr);
+        TRY(sys::ptrace_interrupt(thread.tid));
+        const sys::Stop stop = TRY(wait_interrupted(thread.tid));
+        thread.stopped_by_signal = stop.signal() != SIGTRAP;
+        thread.regs = TRY(sys::ptrace_get_regs(thread.tid));
+        if (repair_interrupted_call(thread.regs) ||
+            TRY(abort_restartable_sequence(thread.tid, thread.regs)))
+          TRY(sys::ptrace_set_regs(thread.tid, thread.regs));
+      }
     }
   }
   return {};
@@ -446,6 +477,7 @@ Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
   // From here every context is one that the kernel continues rightly without us.
   TRY(tree.unhold());
   TRY(tree.settle_orphans());
+  if (hints.leave_vdso) TRY(tree.leave_vdso());
   return tree;
 }
 

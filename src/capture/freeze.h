@@ -39,6 +39,8 @@ struct FreezeHints {
   bool measure_sleeps = false;
   // Of threads that this node let go on before, from thaw() or from the restorer.
   std::vector<sys::InterruptedSleep> known_sleeps = {};
+  // The target has another vdso: threads inside this one's functions go on until they are out.
+  bool leave_vdso = false;
 };
 
 struct FrozenThread : sys::StoppedThread {
@@ -115,6 +117,7 @@ class FrozenTree {
   Result<bool> seize_new(std::vector<Known>& known);
   Result<void> collect(Known& known);
   Result<void> settle_orphans();
+  Result<void> leave_vdso();
   Result<void> unhold();
   Result<void> unmap_arenas();
   std::vector<sys::InterruptedSleep> interrupted_sleeps();

@@ -11,12 +11,14 @@
 #include <algorithm>
 #include <csignal>
 #include <functional>
+#include <thread>
 
 #include "base/clock.h"
 #include "base/io.h"
 #include "capture/describe.h"
 #include "capture/test_tree.h"
 #include "sys/pidfd.h"
+#include "sys/vdso.h"
 
 namespace godwit::capture {
 namespace {
@@ -57,6 +59,33 @@ TEST(Freeze, ThawedTreeHasSeenNothing) {
   }
   Result<void> alive = tree->await_beats();
   EXPECT_TRUE(alive.ok()) << alive.error().what();
+}
+
+TEST(Freeze, NoThreadStaysInsideTheVdsoWhenTheTargetHasAnother) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start_function([](const TestTree::Ready& ready) {
+    std::thread other([] {
+      for (timespec now;;) ::clock_gettime(CLOCK_REALTIME, &now);
+    });
+    ready();
+    for (timespec now;;) ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  });
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  Result<sys::VdsoPlace> vdso = sys::find_vdso(tree->pid());
+  ASSERT_TRUE(vdso.ok());
+  bool inside_otherwise = false;
+  for (int i = 0; i < 20; ++i) {
+    const bool leave = i % 2 == 0;
+    Result<FrozenTree> frozen = freeze(tree->ref(), {.leave_vdso = leave});
+    ASSERT_TRUE(frozen.ok()) << frozen.error().what();
+    for (const FrozenThread& thread : frozen->processes().front().threads) {
+      const bool inside = vdso->contains(thread.regs.rip);
+      EXPECT_FALSE(leave && inside) << std::hex << thread.regs.rip;
+      inside_otherwise = inside_otherwise || (!leave && inside);
+    }
+    ASSERT_TRUE(frozen->thaw().ok());
+  }
+  EXPECT_TRUE(inside_otherwise);  // Else nothing was proved.
 }
 
 // Runs `work` in a child process and kills the child at its n-th system call, counted at entries

@@ -24,6 +24,7 @@
 #include "restore/restorer.h"
 #include "sys/namespaces.h"
 #include "sys/thread_priority.h"
+#include "sys/vdso.h"
 #include "transport/link.h"
 #include "wire/migrate.pb.h"
 
@@ -104,6 +105,7 @@ class Source {
   std::int64_t frozen_at_us_ = 0;
   bool given_up_ = false;
   bool postcopy_ = false;
+  bool leave_vdso_ = true;
 };
 
 wire::Report Source::run() {
@@ -203,7 +205,9 @@ Result<void> Source::connect() {
   urgent_ = TRY(link(transport::LinkKind::urgent, 0));
   reporter_.watch([this] { return transport::bytes_acknowledged(streams_); });
   wire::ToSource hello;
-  return expect(hello, wire::ToSource::kHello, prepare_ms_max);
+  TRY(expect(hello, wire::ToSource::kHello, prepare_ms_max));
+  leave_vdso_ = hello.hello().vdso_build_id() != TRY(sys::own_vdso_build_id());
+  return {};
 }
 
 // The next message from the target must be `which`; a `failed` one is the target's reason.
@@ -385,8 +389,8 @@ Result<void> Source::move(const RoundDecision&) {
   if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
   reporter_.phase("freeze");
   frozen_at_us_ = monotonic_us();
-  capture::FrozenTree tree =
-      TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
+  capture::FrozenTree tree = TRY(capture::freeze(
+      *tree_, {.measure_sleeps = true, .known_sleeps = sleeps_, .leave_vdso = leave_vdso_}));
   // From here no page of the tree can change. Every early return thaws, until the capsule is given
   // up: then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {

@@ -19,6 +19,7 @@
 #include "restore/restorer.h"
 #include "sys/cpuid.h"
 #include "sys/thread_priority.h"
+#include "sys/vdso.h"
 #include "transport/link.h"
 #include "wire/migrate.pb.h"
 
@@ -183,6 +184,7 @@ Result<void> Target::accept() {
   }
   wire::ToSource hello;
   hello.mutable_hello()->set_cpu_features(sys::cpu_features());
+  hello.mutable_hello()->set_vdso_build_id(TRY(sys::own_vdso_build_id()));
   return control_.send(hello);
 }
 

@@ -1,5 +1,6 @@
 #include "restore/address_space.h"
 
+#include <elf.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -8,6 +9,8 @@
 #include <map>
 
 #include <fmt/format.h>
+
+#include "sys/vdso.h"
 
 #ifndef PR_SET_VMA
 #define PR_SET_VMA 0x53564d41
@@ -136,29 +139,114 @@ Result<void> AddressSpace::apply(const image::Mm& want_mm) {
   return {};
 }
 
-Result<void> AddressSpace::place_vdso(const image::Mm& want) {
-  if (vdso_placed_) return {};
+namespace {
+
+struct SourceVdso {
   const image::Vma* code = nullptr;
+  std::vector<const image::Vma*> data;
   std::uint64_t data_bytes = 0;
-  for (const image::Vma& v : want.vmas()) {
-    if (v.kind() == image::Vma::VDSO) code = &v;
-    if (v.kind() == image::Vma::VVAR || v.kind() == image::Vma::VVAR_VCLOCK)
-      data_bytes += v.end() - v.start();
+  bool forwarded =
+      false;  // The program's own pointers lead to a mapping that an earlier move made.
+};
+
+SourceVdso source_vdso(const image::Mm& mm) {
+  SourceVdso out;
+  for (const image::Vma& v : mm.vmas()) {
+    if (v.kind() == image::Vma::VDSO) out.code = &v;
+    if (v.kind() != image::Vma::VVAR && v.kind() != image::Vma::VVAR_VCLOCK) continue;
+    out.data.push_back(&v);
+    out.data_bytes += v.end() - v.start();
   }
-  if (code == nullptr) {
+  for (std::size_t at = 0; out.code != nullptr && at + 16 <= mm.auxv().size(); at += 16) {
+    std::uint64_t pair[2];
+    std::memcpy(pair, mm.auxv().data() + at, sizeof pair);
+    if (pair[0] == AT_SYSINFO_EHDR) out.forwarded = pair[1] != out.code->start();
+  }
+  return out;
+}
+
+bool is_free(const image::Mm& mm, std::uint64_t start, std::uint64_t end) {
+  return std::none_of(mm.vmas().begin(), mm.vmas().end(), [&](const image::Vma& v) {
+    const bool special = v.kind() == image::Vma::VDSO || v.kind() == image::Vma::VVAR ||
+                         v.kind() == image::Vma::VVAR_VCLOCK;
+    return !special && v.start() < end && start < v.end();
+  });
+}
+
+}  // namespace
+
+// See the essay in sys/vdso.cc.
+Result<void> AddressSpace::place_vdso(const image::Mm& want) {
+  const SourceVdso source = source_vdso(want);
+  if (source.code == nullptr)
     return make_error(Errc::unsupported, "the program has unmapped its vdso");
-  }
   const Skeleton::Vdso& ours = skeleton_.vdso();
-  if (code->end() - code->start() != ours.end - ours.start ||
-      data_bytes != ours.start - ours.vvar) {
-    return make_error(
-        Errc::unsupported,
-        "the vdso of this kernel ({} + {} bytes) differs from that of the source ({} + {})",
-        ours.start - ours.vvar, ours.end - ours.start, data_bytes, code->end() - code->start());
+  if (source.forwarded) {
+    if (vdso_placed_) return {};
+    const std::uint64_t lowest = source.code->end() - (ours.end - ours.vvar);
+    if (!is_free(want, lowest, source.code->end())) {
+      return make_error(Errc::unsupported,
+                        "this kernel's vdso needs {:#x}-{:#x}, where the program has memory",
+                        lowest, source.code->end());
+    }
+    TRY(place_forwarded(source.code->end()));
+  } else if (want.vdso().empty() ||
+             TRY(sys::parse_vdso(std::as_bytes(std::span(want.vdso())))).build_id ==
+                 ours.image.build_id) {
+    if (vdso_placed_) return {};
+    if (source.code->end() - source.code->start() != ours.end - ours.start ||
+        source.data_bytes != ours.start - ours.vvar) {
+      return make_error(
+          Errc::unsupported,
+          "the vdso of this kernel ({} + {} bytes) differs from that of the source ({} + {})",
+          ours.start - ours.vvar, ours.end - ours.start, source.data_bytes,
+          source.code->end() - source.code->start());
+    }
+    TRY(skeleton_.place_vdso(source.code->start()));
+  } else {
+    // The program may have mapped something since the vdso was placed.
+    if (old_vdso_mapped_ && is_free(want, ours.end - sys::vdso_room, ours.end)) return {};
+    std::vector<AddressRange> used{skeleton_.own_area()};
+    for (const image::Vma& v : want.vmas()) used.push_back({v.start(), v.end()});
+    std::sort(used.begin(), used.end(), [](auto& x, auto& y) { return x.start < y.start; });
+    const std::uint64_t room = TRY(find_gap(used, 3 * sys::vdso_room)) + sys::vdso_room;
+    TRY(place_forwarded(room + sys::vdso_room));
+    TRY(map_old_vdso(want));
   }
-  TRY(skeleton_.place_vdso(code->start()));
   vdso_placed_ = true;
   return {};
+}
+
+// This kernel's vdso where the stubs of a forwarded program are expected.
+Result<void> AddressSpace::place_forwarded(std::uint64_t end) {
+  const Skeleton::Vdso& ours = skeleton_.vdso();
+  TRY(skeleton_.place_vdso(end - (ours.end - ours.start)));
+  const sys::VdsoStubs stubs = sys::make_vdso_stubs(ours.image, ours.start);
+  return skeleton_.poke(ours.end - stubs.size(), stubs);
+}
+
+// The source's vdso where the program believes it to be, as memory like any other, which leads to
+// ours; zeros where its data were.
+Result<void> AddressSpace::map_old_vdso(const image::Mm& want) {
+  const SourceVdso source = source_vdso(want);
+  const image::Vma& code = *source.code;
+  if (want.vdso().size() != code.end() - code.start())
+    return make_error(Errc::invalid, "{} bytes of vdso for {:#x}-{:#x}", want.vdso().size(),
+                      code.start(), code.end());
+  if (!old_vdso_mapped_) {
+    constexpr std::uint64_t flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    Batch b = skeleton_.batch();
+    for (const image::Vma* data : source.data)
+      b.call(SYS_mmap, "mmap(old vvar)",
+             {data->start(), data->end() - data->start(), PROT_READ, flags, ~0ull, 0});
+    b.call(SYS_mmap, "mmap(old vdso)",
+           {code.start(), code.end() - code.start(), PROT_READ | PROT_EXEC, flags, ~0ull, 0});
+    TRY(skeleton_.run(b));
+    old_vdso_mapped_ = true;
+  }
+  std::string image = want.vdso();
+  TRY(sys::forward_vdso(std::as_writable_bytes(std::span(image)), skeleton_.vdso().end));
+  return skeleton_.poke(code.start(), std::as_bytes(std::span(image)));
 }
 
 Result<std::size_t> AddressSpace::apply_some(const VmaList& want,

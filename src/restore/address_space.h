@@ -42,6 +42,8 @@ class AddressSpace {
  private:
   Result<void> apply(const image::Mm& want);
   Result<void> place_vdso(const image::Mm& want);
+  Result<void> place_forwarded(std::uint64_t end);
+  Result<void> map_old_vdso(const image::Mm& want);
   // Applies changes from `from` on, as many as fit; returns the first that is left.
   Result<std::size_t> apply_some(const VmaList& want, const std::vector<MapChange>& changes,
                                  std::size_t from);
@@ -50,6 +52,7 @@ class AddressSpace {
   OpenFile open_;
   image::Mm have_;
   bool vdso_placed_ = false;
+  bool old_vdso_mapped_ = false;
 };
 
 }  // namespace godwit::restore

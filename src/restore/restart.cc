@@ -186,12 +186,14 @@ Result<std::uint64_t> Restarter::place_behind_vdso(const timespec& value) {
     if (pread(skeleton_.mem_fd(), page.data(), page.size(), static_cast<off_t>(last)) != 4096) {
       return os_error("pread(vdso)");
     }
-    std::size_t used = page.size();
+    const std::size_t free_end = sys::before_vdso_stubs(std::as_bytes(std::span(page)));
+    std::size_t used = free_end;
     while (used > 0 && page[used - 1] == 0) --used;
     behind_vdso_ = (last + used + place_gap + 15) & ~15ull;
+    behind_vdso_end_ = last + free_end;
   }
   std::uint64_t at = behind_vdso_;
-  if (placed_ == places_max || at + sizeof value > skeleton_.vdso().end) {
+  if (placed_ == places_max || at + sizeof value > behind_vdso_end_) {
     return make_error(Errc::unsupported, "more than {} threads wait with a timeout in such calls",
                       placed_);
   }

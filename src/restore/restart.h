@@ -50,6 +50,7 @@ class Restarter {
   Skeleton& skeleton_;
   std::int64_t frozen_ns_;
   std::uint64_t behind_vdso_ = 0;  // The next free place; 0: not looked for yet.
+  std::uint64_t behind_vdso_end_ = 0;
   int placed_ = 0;
 };
 

@@ -192,6 +192,7 @@ Result<void> Skeleton::locate_vdso() {
   if (vdso_.start == 0) return make_error(Errc::unsupported, "the skeleton has no vdso");
   std::vector<std::byte> image(vdso_.end - vdso_.start);
   TRY(read_memory(node_pid_, vdso_.start, image));
+  vdso_.image = TRY(sys::parse_vdso(image));
   for (std::size_t i = 0; i + 1 < image.size(); ++i) {
     if (image[i] == std::byte{0x0f} && image[i + 1] == std::byte{0x05}) {
       syscall_offset_ = i;
@@ -340,6 +341,8 @@ Result<void> Skeleton::place_vdso(std::uint64_t start) {
   }
   return move_vdso(vdso_.vvar, to);
 }
+
+AddressRange Skeleton::own_area() const { return {code_, code_ + own_bytes}; }
 
 Result<void> Skeleton::unmap_vdso() {
   Batch b = batch();

@@ -29,6 +29,7 @@
 #include "base/unique_fd.h"
 #include "restore/remote_batch.h"
 #include "restore/skeleton_source.h"
+#include "sys/vdso.h"
 
 namespace godwit::restore {
 
@@ -46,6 +47,7 @@ class Skeleton {
     std::uint64_t vvar = 0;  // Lowest address of the data areas before the code.
     std::uint64_t start = 0, end = 0;
     std::vector<AddressRange> parts;  // Of vvar, vvar_vclock, vdso; ascending.
+    sys::VdsoImage image;
   };
 
   // Seizes and empties. `keep_free`: ranges (ascending) where the program will have mappings.
@@ -76,6 +78,8 @@ class Skeleton {
   // Moves it (and its data areas) so that the code starts at `start`.
   Result<void> place_vdso(std::uint64_t start);
   Result<void> unmap_vdso();
+  // What of the address space is our own; it goes in the end.
+  AddressRange own_area() const;
 
   // Sees to it that our own areas aren't where the program will have mappings.
   Result<void> make_room(std::span<const AddressRange> keep_free);

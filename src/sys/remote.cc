@@ -58,6 +58,7 @@
 
 #include "base/io.h"
 #include "sys/proc.h"
+#include "sys/vdso.h"
 
 namespace godwit::sys {
 namespace {
@@ -286,20 +287,21 @@ Result<void> RemoteProcess::find_code() {
       std::memcpy(&header, page.data() + at, sizeof header.magic);
       if (std::equal(header.magic, header.magic + 2, magic)) {
         code_ = {last.value + at};
-        code_room_ = page.size() - at;
+        code_room_ = before_vdso_stubs(page) - at;
         return {};
       }
     }
-    std::size_t used = page.size();
+    const std::size_t free_end = before_vdso_stubs(page);
+    std::size_t used = free_end;
     while (used > 0 && page[used - 1] == std::byte{0}) --used;
     // Zeros may belong to the image's last section; 64 spare bytes keep clear of that.
     std::size_t start = (used + 64 + 15) & ~std::size_t{15};
-    if (start + code_bytes > page.size())
+    if (start + code_bytes > free_end)
       return make_error(Errc::unsupported,
                         "the [vdso] of process {} has {} free bytes, {} are needed", pid_,
-                        page.size() - used, code_bytes);
+                        free_end - used, code_bytes);
     code_ = {last.value + start};
-    code_room_ = page.size() - start;
+    code_room_ = free_end - start;
     return {};
   }
   return make_error(Errc::unsupported, "process {} has no [vdso]", pid_);
