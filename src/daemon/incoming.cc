@@ -5,6 +5,7 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "base/clock.h"
@@ -21,7 +22,7 @@ namespace {
 using migrate::TargetState;
 using std::chrono::milliseconds;
 
-constexpr std::int64_t listening_ms_max = 10'000;
+constexpr std::int64_t listening_ms_max = 20'000;
 // How soon it shows here that the capsule was granted.
 constexpr std::int64_t grant_poll_ms = 20;
 constexpr std::chrono::seconds departure_limit{5};
@@ -45,6 +46,16 @@ Result<void> kill_worker(const migrate::RecordContent& worker) {
     return os_error(fmt::format("kill({})", worker.worker_pid));
   }
   return {};
+}
+
+// Listening, or Done with the reason why not. On a slow machine signs of life come before.
+Result<wire::WorkerEvent> first_event(Worker& worker) {
+  const std::int64_t until_us = monotonic_us() + listening_ms_max * 1'000;
+  while (true) {
+    const std::int64_t left_ms = (until_us - monotonic_us()) / 1'000;
+    wire::WorkerEvent event = TRY(worker.next_event(std::max<std::int64_t>(left_ms, 0)));
+    if (!event.has_progress()) return event;
+  }
 }
 
 }  // namespace
@@ -159,9 +170,7 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
     auto ticks = migrate::process_start_ticks(worker->pid());
     if (ticks.ok()) r.set_worker_start_ticks(*ticks);
   }));
-  auto event = worker->next_event(listening_ms_max);
-  // Signs of life may come first on a busy node.
-  while (event.ok() && event->has_progress()) event = worker->next_event(listening_ms_max);
+  auto event = first_event(*worker);
   const bool listening = event.ok() && event->has_listening();
   std::string trouble;
   if (listening) {
@@ -465,8 +474,7 @@ Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch e
     auto ticks = migrate::process_start_ticks(fresh->pid());
     if (ticks.ok()) r.set_worker_start_ticks(*ticks);
   }));
-  auto event = fresh->next_event(listening_ms_max);
-  while (event.ok() && event->has_progress()) event = fresh->next_event(listening_ms_max);
+  auto event = first_event(*fresh);
   if (!event.ok() || !event->has_listening()) fresh->kill();
   std::thread([this, fresh, operation = std::move(*operation)]() mutable {
     watch_incoming(std::move(operation), fresh);

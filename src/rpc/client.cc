@@ -217,7 +217,7 @@ class NodeClientImpl final : public NodeClient {
     return unary(q, query_, &node::Node::Stub::ClaimName);
   }
   Result<node::ReserveReply> reserve(const std::string&, const node::ReserveRequest& q) override {
-    return unary(q, seconds(15), &node::Node::Stub::Reserve);
+    return unary(q, seconds(30), &node::Node::Stub::Reserve);
   }
   Result<node::ReleaseReply> release(const std::string&, const node::ReleaseRequest& q) override {
     return unary(q, seconds(5), &node::Node::Stub::Release);
