@@ -16,7 +16,7 @@ SOCKET = "/run/godwit/godwitd.sock"
 GODWIT = "/opt/godwit/bin/godwit"
 PROGRAMS = "/opt/godwit/programs"
 DAEMON_LIMIT_S = 120
-CASE_EXTRA_S = 600             # Beyond a case's own limit, which is for the time at rest.
+LIMIT_FACTOR = 10              # Limits of cases and commands, for the slowness of emulation.
 
 CONFIG = """\
 cluster = "qemu"
@@ -166,14 +166,20 @@ class Pair:
         text = self.machines[node].must(GODWIT, "doctor", "--json", env={"GODWIT_SOCKET": SOCKET})
         return json.loads(text)
 
-    def run_case(self, case, uid, modes):
+    def history(self, node):
+        text = self.machines[node].must(GODWIT, "history", "--json", env={"GODWIT_SOCKET": SOCKET})
+        rows = json.loads(text)
+        return rows["migrations"] if isinstance(rows, dict) else rows
+
+    def run_case(self, case, uid, modes, limit_s):
         """Moves one tracee n1 -> n2 -> n1 ... once for each of `modes`; its judge runs on n1."""
         return self.machines["n1"].run(
             "/usr/bin/python3", "/opt/godwit/tests/system/run_tracee.py", "moved",
             "--programs", PROGRAMS, "--godwit", GODWIT, "--user", str(uid),
             "--modes", ",".join(modes), case.name,
-            env={"GODWIT_SOCKET": SOCKET, "PYTHONDONTWRITEBYTECODE": "1"},
-            limit_s=case.limit_s + CASE_EXTRA_S)
+            env={"GODWIT_SOCKET": SOCKET, "PYTHONDONTWRITEBYTECODE": "1",
+                 "GODWIT_TEST_LIMIT_FACTOR": str(LIMIT_FACTOR)},
+            limit_s=limit_s)
 
     def logs(self):
         """What the daemons and kernels said, for a failure."""

@@ -21,14 +21,17 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "system")]
 import image as images          # noqa: E402
 import manifest                 # noqa: E402
 from machine import MEMORY_MIB, MachineFailed   # noqa: E402
-from pair import Pair           # noqa: E402
+from pair import NODES, Pair    # noqa: E402
 
 SKIP = 77
 NOBODY = 65534
 MODES = ("stop", "precopy", "postcopy", "hybrid", "auto")
-SHORT = ("private_anonymous_keeps_every_byte", "clock_monotonic_never_jumps_back",
-         "vdso_calls_survive", "nanosleep_keeps_its_time", "thread_ids_stay",
+# The worthiest first: no more are begun when the time for them is over.
+SHORT = ("vdso_calls_survive", "private_anonymous_keeps_every_byte", "nanosleep_keeps_its_time",
+         "clock_monotonic_never_jumps_back", "thread_ids_stay",
          "memfd_agrees_through_map_and_write")
+SHORT_S = 300
+CASE_S = 900
 BINARIES = ("godwitd", "godwit", "godwit-worker", "godwit-init")
 # What `godwit doctor` must say of each kernel: the start of a probe's name, and its status.
 DOCTOR = {"n1": (("PAGEMAP_SCAN", "ok"), ("userfaultfd WP_ASYNC", "ok")),
@@ -78,7 +81,7 @@ def wanted_cases(options):
     if options.cases:
         return [case for case in cases if re.search(options.cases, case.name)]
     if options.what == "short":
-        return [case for case in cases if case.name in SHORT]
+        return [case for name in SHORT for case in cases if case.name == name]
     return cases
 
 
@@ -104,22 +107,44 @@ def check_doctor(pair, say):
     return wrong
 
 
+def report_ways(pair, say):
+    """What became of each mode in each direction, as both nodes remember it."""
+    ways = {}
+    for node in NODES:
+        for move in pair.history(node):
+            if move["source"] != node:
+                continue
+            done = f"{move['mode']}, {len(move['rounds'])} rounds"
+            way = (node, move["target"], move["mode_asked"])
+            ways.setdefault(way, {}).setdefault((move["outcome"], done), []).append(
+                move["downtime_us"])
+    for (source, target, asked), outcomes in sorted(ways.items()):
+        for (outcome, done), downtimes in sorted(outcomes.items()):
+            say(f"{source} -> {target} {asked}: {len(downtimes)} {outcome} ({done}), downtime "
+                f"{sorted(downtimes)[len(downtimes) // 2] / 1000:.0f} ms (median)")
+
+
 def run_cases(pair, options, cases, say):
     modes = [mode for mode in options.modes.split(",") for _ in range(2)]  # There and back.
     outcomes = {"passed": 0, "skipped": 0}
     failures = check_doctor(pair, say)
-    for case in cases:
-        for user, uid in wanted_users(options, case):
-            began = time.monotonic()
-            result = pair.run_case(case, uid, modes)
-            took_s = time.monotonic() - began
-            if result.status in (0, SKIP):
-                outcomes["passed" if result.status == 0 else "skipped"] += 1
-                say(f"{case.name} ({user}): {result.text().splitlines()[-1]}, {took_s:.1f} s")
-                continue
-            failures.append(f"{case.name} ({user})")
-            say(f"{case.name} ({user}): FAILED, status {result.status}, {took_s:.1f} s\n"
-                f"{result.text()}")
+    runs = [(case, *user) for case in cases for user in wanted_users(options, case)]
+    start = time.monotonic()
+    for done, (case, user, uid) in enumerate(runs):
+        if options.what == "short" and time.monotonic() - start > SHORT_S:
+            say(f"the time is over: {len(runs) - done} of {len(runs)} cases are left out")
+            break
+        began = time.monotonic()
+        result = pair.run_case(case, uid, modes, CASE_S)
+        took_s = time.monotonic() - began
+        if result.status in (0, SKIP):
+            outcomes["passed" if result.status == 0 else "skipped"] += 1
+            say(f"{case.name} ({user}): {result.text().splitlines()[-1]}, {took_s:.1f} s")
+            continue
+        failures.append(f"{case.name} ({user})")
+        say(f"{case.name} ({user}): FAILED, status {result.status}, {took_s:.1f} s\n"
+            f"{result.text()}")
+    report_ways(pair, say)
     if failures:
         print(pair.logs())
     say(f"{outcomes['passed']} passed, {outcomes['skipped']} skipped, {len(failures)} failed")
