@@ -1,18 +1,20 @@
 // A memory hammer that verifies itself, for tests and benchmarks of migrations.
 //
-//   hammer [--mib N] [--rate-mb-s R|max] [--threads T] [--huge] [--heartbeat-us U] [--latency]
-//   [--report FILE]
+//   hammer [--mib N] [--rate-mb-s R|max] [--threads T] [--huge] [--mappings M] [--sparse-gib G]
+//   [--heartbeat-us U] [--latency] [--report FILE]
 //
 // N MiB of incompressible data; T threads write pages of it in a scattered order, together R MB/s
 // of dirtied pages. The order is a permutation: from the number of writes alone follows which stamp
 // each page must carry, so a lost write is seen although nothing but a counter per thread remembers
-// it (an index kept in memory could be lost together with the page).
+// it (an index kept in memory could be lost together with the page). M more mappings have a page of
+// data each; of a reservation of G GiB the first and the last page are used.
 //
 // A heartbeat thread takes CLOCK_REALTIME every U us (0: it spins) and keeps the largest gaps; that
 // clock goes on while the program is moved, whatever namespace it is in. It also samples the
 // progress of the writers every 10 ms, to see brownouts. Commands on stdin: "report" prints one
-// line of JSON and starts the gaps anew; "check" verifies, prints the JSON and "ok". With --report
-// the JSON, with the samples of progress, goes to FILE too.
+// line of JSON and starts the gaps anew; "progress" does the same with the samples in it (a longer
+// line); "check" verifies, prints the JSON and "ok". With --report the JSON, with the samples, goes
+// to FILE too.
 #include <math.h>
 
 #include <algorithm>
@@ -25,6 +27,8 @@ struct Options {
   size_t mib = 64;
   double rate_mb_s = 0;  // 0: idle; infinity: as fast as it goes.
   size_t threads = 1;
+  size_t mappings = 0;
+  size_t sparse_gib = 0;
   bool huge = false;
   bool latency = false;
   int64_t heartbeat_us = 100;
@@ -51,6 +55,10 @@ Options parse(int argc, char** argv) {
       o.rate_mb_s = value == "max" ? HUGE_VAL : atof(value.c_str());
     else if (name == "--threads")
       o.threads = strtoul(value.c_str(), nullptr, 10);
+    else if (name == "--mappings")
+      o.mappings = strtoul(value.c_str(), nullptr, 10);
+    else if (name == "--sparse-gib")
+      o.sparse_gib = strtoul(value.c_str(), nullptr, 10);
     else if (name == "--heartbeat-us")
       o.heartbeat_us = atol(value.c_str());
     else if (name == "--report")
@@ -218,7 +226,48 @@ class Heartbeat {
   std::vector<Sample> samples_;
 };
 
-// "check" and "report"; anything else is ignored. The end of stdin ends the program: nobody will
+// Neighbours of differing protection, which therefore stay mappings of their own.
+class ManyMappings {
+ public:
+  explicit ManyMappings(size_t count) : count_(count) {
+    if (count == 0) return;
+    memory_ = map(count * page_size);
+    for (size_t i = 0; i < count; ++i) *word(i) = mix(i);
+    for (size_t i = 0; i < count; i += 2)
+      need(mprotect(word(i), page_size, PROT_READ) == 0, "mprotect %zu", i);
+  }
+  void verify() const {
+    for (size_t i = 0; i < count_; ++i)
+      if (!check(*word(i) == mix(i), "mapping %zu of %zu lost its data", i, count_)) return;
+  }
+
+ private:
+  uint64_t* word(size_t i) const { return reinterpret_cast<uint64_t*>(memory_ + i * page_size); }
+
+  size_t count_;
+  uint8_t* memory_ = nullptr;
+};
+
+class SparseReservation {
+ public:
+  explicit SparseReservation(size_t gib) : bytes_(gib * GiB) {
+    if (gib == 0) return;
+    memory_ = map(bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+    memory_[0] = 1;
+    memory_[bytes_ - 1] = 2;
+  }
+  void verify() const {
+    if (memory_ == nullptr) return;
+    check(memory_[0] == 1 && memory_[bytes_ - 1] == 2 && memory_[bytes_ / 2] == 0,
+          "the reservation of %zu bytes has other content", bytes_);
+  }
+
+ private:
+  size_t bytes_;
+  uint8_t* memory_ = nullptr;
+};
+
+// "check", "report" and "progress"; anything else is ignored. The end of stdin ends the program: nobody will
 // ask any more.
 std::string read_command() {
   std::string line;
@@ -233,7 +282,7 @@ std::string read_command() {
     if (c == '\r') continue;
     if (c != '\n')
       line += c;
-    else if (line == "check" || line == "report")
+    else if (line == "check" || line == "report" || line == "progress")
       return line;
     else
       line.clear();
@@ -255,6 +304,9 @@ int main(int argc, char** argv) {
     parts[i].set_up(memory, pages * i / o.threads,
                     pages * (i + 1) / o.threads - pages * i / o.threads);
 
+  ManyMappings mappings(o.mappings);
+  SparseReservation reservation(o.sparse_gib);
+
   Histogram latency;
   Heartbeat heartbeat;
   std::atomic<bool> stop{false};
@@ -267,7 +319,7 @@ int main(int argc, char** argv) {
   threads.emplace_back([&] { heartbeat.run(o.heartbeat_us, parts, stop); });
 
   int64_t start = now_us(CLOCK_REALTIME);
-  auto report = [&] {
+  auto report = [&](bool with_samples) {
     std::string head = "{\"mib\":" + std::to_string(o.mib) +
                        ",\"threads\":" + std::to_string(o.threads) +
                        ",\"writes\":" + std::to_string(Heartbeat::total(parts)) +
@@ -279,10 +331,10 @@ int main(int argc, char** argv) {
         head += (&b == &latency.buckets[0] ? "" : ",") + std::to_string(b.exchange(0));
       head += "],";
     }
-    std::string body = heartbeat.json(!o.report.empty());
+    std::string body = heartbeat.json(with_samples || !o.report.empty());
     if (!o.report.empty()) write_file(o.report, head + body + "}\n", 0644);
-    // One line, however long: the samples are for the file only.
-    std::string line = head + body.substr(0, body.find(",\"progress\"")) + "}\n";
+    std::string line =
+        head + (with_samples ? body : body.substr(0, body.find(",\"progress\""))) + "}\n";
     for (size_t done = 0; done < line.size();) {
       ssize_t n = write(1, line.data() + done, line.size() - done);
       if (n <= 0) _exit(3);
@@ -291,10 +343,13 @@ int main(int argc, char** argv) {
   };
 
   ready();
-  while (read_command() != "check") report();
+  for (std::string command = read_command(); command != "check"; command = read_command())
+    report(command == "progress");
   stop = true;
   for (auto& t : threads) t.join();
   for (const Part& part : parts) part.verify();
-  report();
+  mappings.verify();
+  reservation.verify();
+  report(false);
   return ok();
 }
