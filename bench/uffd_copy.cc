@@ -1,5 +1,5 @@
-// uffd_copy: the other yardstick of bench/migrate. How long UFFDIO_COPY alone takes to fill N MiB of
-// fresh 4K pages, from a buffer that stays in the cache: no link, no source, no program. What a
+// uffd_copy: the other yardstick of bench/migrate. How long UFFDIO_COPY alone takes to fill N MiB
+// of fresh 4K pages, from a buffer that stays in the cache: no link, no source, no program. What a
 // post-copy of as many bytes costs the target at least.
 //
 //   uffd_copy MIB [PIECE_KIB]      prints {"mib":..,"us":..}
@@ -37,8 +37,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "uffd_copy: sizes\n");
     return 2;
   }
-  void* to =
-      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* to = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (to == MAP_FAILED) fail("mmap");
   if (::madvise(to, bytes, MADV_NOHUGEPAGE) != 0) fail("madvise");
   std::vector<unsigned char> from(piece, 0x5a);

@@ -267,8 +267,8 @@ class SparseReservation {
   uint8_t* memory_ = nullptr;
 };
 
-// "check", "report" and "progress"; anything else is ignored. The end of stdin ends the program: nobody will
-// ask any more.
+// "check", "report" and "progress"; anything else is ignored. The end of stdin ends the program:
+// nobody will ask any more.
 std::string read_command() {
   std::string line;
   for (;;) {
