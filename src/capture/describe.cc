@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 
 #include "base/clock.h"
 #include "base/io.h"
@@ -122,7 +123,10 @@ Result<void> describe_clocks(pid_t pid, image::Clocks& clocks) {
 
 // Parents before children: a parent's pid may be the larger one, so not by number.
 void parents_first(image::Capsule& capsule) {
-  std::vector<image::Process> rest(capsule.processes().begin(), capsule.processes().end());
+  if (capsule.processes_size() < 2) return;
+  // Moved, not copied: a process may have 60,000 mappings.
+  std::vector<image::Process> rest(std::make_move_iterator(capsule.mutable_processes()->begin()),
+                                   std::make_move_iterator(capsule.mutable_processes()->end()));
   capsule.clear_processes();
   auto waits = [&](const image::Process& p) {
     return std::any_of(rest.begin(), rest.end(), [&](const image::Process& q) {
@@ -132,7 +136,7 @@ void parents_first(image::Capsule& capsule) {
   while (!rest.empty()) {
     auto next = std::find_if_not(rest.begin(), rest.end(), waits);
     if (next == rest.end()) next = rest.begin();
-    *capsule.add_processes() = *next;
+    *capsule.add_processes() = std::move(*next);
     rest.erase(next);
   }
 }

@@ -27,6 +27,13 @@ bool hex(std::string_view text, std::uint64_t& out) {
 // vdso, vvar, vvar_vclock, vsyscall: made by the kernel, never written by the program.
 bool kernel_made(std::string_view path) { return path.starts_with("[v"); }
 
+void end_ceilings(MapsView& view) {
+  if (view.ceiling.size() < view.content.size())
+    view.ceiling.push_back(std::max(highest_address, view.content.back().end));
+  for (std::size_t i = 0; i < view.content.size(); ++i)
+    view.ceiling[i] = std::min(view.ceiling[i], std::max(highest_address, view.content[i].end));
+}
+
 }  // namespace
 
 Result<MapsView> parse_maps(std::string_view text) {
@@ -61,10 +68,26 @@ Result<MapsView> parse_maps(std::string_view text) {
     area.file_delta = area.anonymous ? 0 : file_offset - area.start;
     out.content.push_back(std::move(area));
   }
-  if (out.ceiling.size() < out.content.size())
-    out.ceiling.push_back(std::max(highest_address, out.content.back().end));
-  for (std::size_t i = 0; i < out.content.size(); ++i)
-    out.ceiling[i] = std::min(out.ceiling[i], std::max(highest_address, out.content[i].end));
+  end_ceilings(out);
+  return out;
+}
+
+MapsView maps_view(const image::Mm& mm) {
+  MapsView out;
+  for (const image::Vma& vma : mm.vmas()) {
+    ++out.mappings;
+    if (out.ceiling.size() < out.content.size()) out.ceiling.push_back(vma.start());
+    const bool anonymous = vma.kind() == image::Vma::ANON;
+    if (vma.shared() || (!anonymous && vma.kind() != image::Vma::FILE)) {
+      out.separators.push_back(out.content.size());
+      continue;
+    }
+    Area& area = out.content.emplace_back();
+    area.start = vma.start(), area.end = vma.end();
+    area.anonymous = anonymous;
+    area.file_delta = anonymous ? 0 : vma.pgoff_bytes() - vma.start();
+  }
+  end_ceilings(out);
   return out;
 }
 

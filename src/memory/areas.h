@@ -20,6 +20,8 @@ struct MapsView {
 };
 
 Result<MapsView> parse_maps(std::string_view text);
+// The same of a process that was described while it stood still.
+MapsView maps_view(const image::Mm& mm);
 
 // Neighbours in `content` that can be asked about in one call: of one kind, with no other mapping
 // than content between them (gaps don't matter).

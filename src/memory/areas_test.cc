@@ -48,6 +48,42 @@ TEST(Areas, GroupsEndAtOtherKindsAndOtherMappings) {
   EXPECT_EQ(groups[2].end, 0x7ffc00021000u);
 }
 
+// What a frozen process was described as stands for the text of its maps.
+TEST(Areas, OfAnImageAreThoseOfTheText) {
+  struct {
+    std::uint64_t start, end, offset;
+    image::Vma::Kind kind;
+    bool shared;
+  } const mappings[] = {{0x400000, 0x452000, 0x1000, image::Vma::FILE, false},
+                        {0x651000, 0x652000, 0x51000, image::Vma::FILE, false},
+                        {0xe03000, 0xe24000, 0, image::Vma::ANON, false},
+                        {0x7f0000000000, 0x7f0000001000, 0, image::Vma::ANON, false},
+                        {0x7f0000002000, 0x7f0000003000, 0, image::Vma::SHARED_ANON, true},
+                        {0x7f0000003000, 0x7f0000004000, 0, image::Vma::ANON, false},
+                        {0x7ffc00000000, 0x7ffc00021000, 0, image::Vma::ANON, false},
+                        {0x7ffc00100000, 0x7ffc00104000, 0, image::Vma::VVAR, false},
+                        {0x7ffc00104000, 0x7ffc00106000, 0, image::Vma::VDSO, false}};
+  image::Mm mm;
+  for (const auto& mapping : mappings) {
+    image::Vma& vma = *mm.add_vmas();
+    vma.set_start(mapping.start), vma.set_end(mapping.end);
+    vma.set_pgoff_bytes(mapping.offset);
+    vma.set_kind(mapping.kind);
+    vma.set_shared(mapping.shared);
+  }
+  const MapsView text = parse_maps(sample).value();
+  const MapsView image = maps_view(mm);
+  ASSERT_EQ(image.content.size(), text.content.size());
+  EXPECT_EQ(image.ceiling, text.ceiling);
+  for (std::size_t i = 0; i < text.content.size(); ++i) {
+    EXPECT_EQ(image.content[i].start, text.content[i].start) << i;
+    EXPECT_EQ(image.content[i].end, text.content[i].end) << i;
+    EXPECT_EQ(image.content[i].anonymous, text.content[i].anonymous) << i;
+    EXPECT_EQ(image.content[i].file_delta, text.content[i].file_delta) << i;
+  }
+  EXPECT_EQ(group_areas(image).size(), group_areas(text).size());
+}
+
 TEST(Areas, NonsenseIsAnError) { EXPECT_FALSE(parse_maps("hello\n").ok()); }
 
 TEST(Areas, OfAnImageLeaveSharedMemoryOut) {

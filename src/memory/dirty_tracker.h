@@ -30,6 +30,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -60,8 +61,10 @@ class DirtyTracker {
   // True once it can't tell anything any more (execve, too many mappings): everything is dirty from
   // then on; a new tracker may be made.
   virtual bool lost(std::string* reason) const = 0;
-  // Errc::tracee_gone when the process is no more.
-  virtual Result<Harvest> harvest(HarvestMode mode) = 0;
+  // Errc::tracee_gone when the process is no more. `known`: its mappings, where the caller knows
+  // them (it stands still); else they are read.
+  virtual Result<Harvest> harvest(HarvestMode mode, std::optional<MapsView> known) = 0;
+  Result<Harvest> harvest(HarvestMode mode) { return harvest(mode, std::nullopt); }
 };
 
 // Stops (true) and continues (false) the process for a moment.

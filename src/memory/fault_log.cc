@@ -95,8 +95,7 @@ Result<FaultLog> FaultLog::open(UniqueFd fd) {
   }
   // An event that its reader took but had no time to count.
   const Entry* last = head.entries < slots_max ? log.entry(head.entries) : nullptr;
-  if (last != nullptr && last->message.event != 0 &&
-      last->message.event != UFFD_EVENT_PAGEFAULT)
+  if (last != nullptr && last->message.event != 0 && last->message.event != UFFD_EVENT_PAGEFAULT)
     log.keep();
   return log;
 }

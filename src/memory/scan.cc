@@ -84,8 +84,8 @@ class NoTracker final : public DirtyTracker {
   TrackerKind kind() const override { return TrackerKind::none; }
   bool lost(std::string*) const override { return false; }
 
-  Result<Harvest> harvest(HarvestMode mode) override {
-    MapsView maps = TRY(read_areas(pid_));
+  Result<Harvest> harvest(HarvestMode mode, std::optional<MapsView> known) override {
+    MapsView maps = known ? std::move(*known) : TRY(read_areas(pid_));
     Harvest out;
     TRY(scan_content(pid_, maps, 0, mode != HarvestMode::glance, out));
     out.dirty = out.content;
@@ -103,10 +103,10 @@ class SoftDirtyTracker final : public DirtyTracker {
   TrackerKind kind() const override { return TrackerKind::soft_dirty; }
   bool lost(std::string*) const override { return false; }
 
-  Result<Harvest> harvest(HarvestMode mode) override {
-    if (mode != HarvestMode::take) return read();
+  Result<Harvest> harvest(HarvestMode mode, std::optional<MapsView> known) override {
+    if (mode != HarvestMode::take) return read(std::move(known));
     TRY(pause_(true).with("pause to read soft-dirty bits"));
-    Result<Harvest> out = read();
+    Result<Harvest> out = read(std::move(known));
     if (out.ok()) {
       Result<void> cleared = sys::clear_soft_dirty(pid_);
       if (!cleared.ok()) out = std::move(cleared).error();
@@ -116,8 +116,8 @@ class SoftDirtyTracker final : public DirtyTracker {
   }
 
  private:
-  Result<Harvest> read() {
-    MapsView maps = TRY(read_areas(pid_));
+  Result<Harvest> read(std::optional<MapsView> known) {
+    MapsView maps = known ? std::move(*known) : TRY(read_areas(pid_));
     Harvest out;
     TRY(scan_content(pid_, maps, sys::pagemap_soft_dirty, true, out));
     if (!started_) out.dirty = out.content;  // Nothing was sent yet, whatever the bits say.

@@ -23,6 +23,7 @@ struct ProcessSpace {
   PageSet todo;                             // The target lacks the present content of these.
   PageSet pending;                          // Announced for post-copy; disjoint from at_target.
   std::optional<std::vector<Area>> layout;  // Of the target's skeleton.
+  std::optional<MapsView> frozen;           // Its mappings, once it stands still.
 };
 
 struct FileSpace {

@@ -3,6 +3,7 @@
 #include "memory/source_memory.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/ids.h"
@@ -246,6 +247,11 @@ void SourceMemory::set_target_layout(SpaceId space, std::vector<Area> areas) {
   p.layout = std::move(areas);
 }
 
+void SourceMemory::set_frozen_layout(SpaceId space, const image::Mm& mm) {
+  auto it = impl_->processes.find(space);
+  if (it != impl_->processes.end()) it->second.frozen = maps_view(mm);
+}
+
 Result<DirtyEstimate> SourceMemory::estimate_dirty() {
   const std::int64_t start_us = monotonic_us();
   DirtyEstimate out;
@@ -299,7 +305,9 @@ Result<std::vector<std::pair<Plan, PageSet>>> plan_round(std::map<SpaceId, Proce
                            : announces(options.kind) ? HarvestMode::glance
                                                      : HarvestMode::look;
   for (auto& [space, p] : processes) {
-    Result<Harvest> harvest = p.tracker->harvest(mode);
+    Result<Harvest> harvest = is_last(options.kind)
+                                  ? p.tracker->harvest(mode, std::exchange(p.frozen, std::nullopt))
+                                  : p.tracker->harvest(mode);
     if (!harvest.ok() && harvest.error().code() == Errc::tracee_gone && !is_last(options.kind)) {
       stats.spaces_gone.push_back(space);
       continue;

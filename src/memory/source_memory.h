@@ -123,6 +123,10 @@ class SourceMemory {
   // thrown its pages away, and they are sent again. If never called: everything is sent.
   void set_target_layout(SpaceId space, std::vector<Area> areas);
 
+  // The process stands still and was described: the last round believes this instead of reading
+  // /proc/PID/maps once more (3.5 ms for 10,000 mappings).
+  void set_frozen_layout(SpaceId space, const image::Mm& mm);
+
   Result<RoundStats> send_round(std::span<const int> streams, const RoundOptions& options);
   // Waits until the target has everything of `round` in place.
   Result<void> await_ack(std::span<const int> streams, std::uint64_t round,

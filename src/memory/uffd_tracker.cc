@@ -92,8 +92,8 @@ class UffdTracker final : public DirtyTracker {
     return {};
   }
 
-  Result<Harvest> harvest(HarvestMode mode) override {
-    MapsView maps = TRY(read_areas(pid_));
+  Result<Harvest> harvest(HarvestMode mode, std::optional<MapsView> known) override {
+    MapsView maps = known ? std::move(*known) : TRY(read_areas(pid_));
     UniqueFd pagemap = TRY(sys::open_pagemap(pid_));
     Harvest out;
     if (mode == HarvestMode::take && lost_.empty()) {

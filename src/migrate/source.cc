@@ -426,6 +426,8 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   finish.set_relay_state(std::move(relay_state));
   finish.set_round(static_cast<std::uint32_t>(next_round_));
   finish.set_postcopy(postcopy);
+  for (const image::Process& process : final.processes())
+    memory_.set_frozen_layout(static_cast<memory::SpaceId>(process.pid()), process.mm());
   auto eager = postcopy ? touched_at_once(final) : std::vector<memory::RoundOptions::Range>{};
   *finish.mutable_final() = std::move(final);
   // The image first: the target works on it while pages still come.

@@ -57,6 +57,7 @@
 #include <algorithm>
 
 #include "base/io.h"
+#include "sys/maps_query.h"
 #include "sys/proc.h"
 #include "sys/vdso.h"
 
@@ -412,19 +413,7 @@ Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr,
 Result<void> RemoteProcess::map_arena(StoppedThread& thread, std::size_t bytes) {
   if (has_arena()) return {};
   INVARIANT(bytes % page_bytes == 0 && bytes > 0);
-  // In the middle of the largest gap: next to nothing, so that it merges with no mapping of the
-  // program.
-  std::uint64_t previous_end = 1 << 20, gap = 0, middle = 0;
-  for (const MapEntry& map : TRY(read_maps(pid_))) {
-    if (map.start > previous_end && map.start - previous_end > gap && map.start < (1ULL << 47)) {
-      gap = map.start - previous_end;
-      middle = previous_end + gap / 2;
-    }
-    previous_end = map.end;
-  }
-  std::uint64_t at = middle & ~(page_bytes - 1);
-  if (gap < bytes + 4 * page_bytes)
-    return make_error(Errc::unsupported, "process {} has no room for {} bytes", pid_, bytes);
+  const std::uint64_t at = TRY(roomy_address(pid_, bytes));
   // Recorded before it exists: if we die between, the next tracer knows where to look.
   const std::uint64_t record[] = {at, bytes};
   TRY(write({code_.value + offsetof(Header, arena)}, std::as_bytes(std::span(record))));
