@@ -28,7 +28,10 @@ std::unique_ptr<rpc::ApiClient> connect(const Options& options, int& code) {
   return rpc::connect_unix(socket);
 }
 
-void print_json(const Json& json) { fmt::print("{}\n", json.dump(2)); }
+// Arguments and paths needn't be UTF-8, JSON must be.
+void print_json(const Json& json) {
+  fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
+}
 
 int fail(const Options& options, const Error& error) {
   if (options.json) print_json(to_json(error));

@@ -15,6 +15,9 @@ namespace {
 
 constexpr std::uint32_t image_version = 1;
 constexpr std::size_t siginfo_bytes = 128;
+// Numbers of files are indexes (map_plan.h). More mappings than this, each of a file of its own, no
+// kernel allows by default.
+constexpr std::uint32_t file_id_max = 1 << 20;
 
 // Fields of a newer program: whatever they ask for wouldn't be done.
 void find_unknown(const google::protobuf::Message& message, std::vector<std::string>& reasons) {
@@ -69,6 +72,10 @@ void check_thread(const image::Thread& t, std::vector<std::string>& reasons) {
 }
 
 void check_vmas(const image::Mm& mm, std::vector<std::string>& reasons) {
+  for (const image::FileRef& file : mm.mapped()) {
+    if (file.id() == 0 || file.id() > file_id_max)
+      reasons.push_back(fmt::format("mapped file {}: number {}", file.path(), file.id()));
+  }
   std::uint64_t end = 0;
   for (const image::Vma& v : mm.vmas()) {
     auto bad = [&](const char* what) {

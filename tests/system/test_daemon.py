@@ -73,6 +73,18 @@ def streams_pass_through(cluster, uid):
     expect(child.returncode == 0, f"status {child.returncode}")
 
 
+def arguments_need_not_be_utf8(cluster, uid):
+    name = f"u{uid}"
+    child = start(cluster, "run", "--name", name, "--env", b"ODD=\xff", "--", "sh", "-c",
+                  'printf %s "$1$ODD"; cat', b"\xfe", b"caf\xe9", uid=uid,
+                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    out = child.stdout.read(len(b"caf\xe9\xff"))
+    expect(out == b"caf\xe9\xff", f"{out!r}")
+    expect(capsule(cluster, name, uid)["state"] == "running", "ps")  # JSON, whatever they are.
+    child.communicate(timeout=LIMIT_S)
+    expect(child.returncode == 0, f"status {child.returncode}")
+
+
 def signals_pass_through(cluster, uid):
     child = start(cluster, "run", "--", "sh", "-c",
                   "trap 'echo got; exit 9' USR1; echo ready; while :; do read x || :; done", uid=uid,
@@ -224,7 +236,8 @@ def attach_takes_over(cluster, uid):
     expect(second.wait(LIMIT_S) == 0, f"second ended with {second.returncode}")
 
 
-TESTS = [exit_codes_pass_through, streams_pass_through, signals_pass_through,
+TESTS = [exit_codes_pass_through, streams_pass_through, arguments_need_not_be_utf8,
+         signals_pass_through,
          programs_run_as_their_users, detached_ones_are_waited_for, kill_and_signal,
          others_are_not_found, a_killed_daemon_loses_no_byte, a_restarted_daemon_knows_all,
          a_dead_client_blocks_nobody, attach_takes_over]
