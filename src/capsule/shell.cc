@@ -25,7 +25,7 @@
 namespace godwit::capsule {
 namespace {
 
-constexpr int start_ms_max = 20'000;
+constexpr int start_ms_max = 60'000;
 constexpr mode_t private_mode = 0700;
 
 // Capsule ids become names of files, groups and links.
@@ -197,6 +197,8 @@ Result<void> Shell::make_directories() {
   // Not EEXIST-tolerant: of two that make the same capsule at the same time one must lose here.
   if (::mkdir(run_dir.c_str(), private_mode) != 0)
     return os_error(fmt::format("mkdir({})", run_dir));
+  // Left from before a reboot, when this capsule was here once: nobody's.
+  TRY(remove_path(env_.capsule_state_dir(id_)));
   std::string tmp = env_.capsule_state_dir(id_) + "/tmp";
   TRY(make_path(env_.capsule_state_dir(id_), private_mode));
   if (::mkdir(tmp.c_str(), 01777) != 0) return os_error(fmt::format("mkdir({})", tmp));

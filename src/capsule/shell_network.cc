@@ -23,7 +23,7 @@ namespace godwit::capsule {
 namespace {
 
 constexpr const char* inner_name = "eth0";
-constexpr std::int64_t carrier_us_max = 5'000'000;
+constexpr std::int64_t carrier_us_max = 30'000'000;
 constexpr std::size_t link_name_max = 15;
 constexpr long poll_ns = 100'000;
 

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/io.h"
+#include "sys/cpuid.h"
 
 namespace godwit::daemon {
 namespace {
@@ -70,6 +71,18 @@ Result<void> read_peers(const toml::node* node, std::vector<PeerConfig>& peers) 
   return {};
 }
 
+Result<void> read_names(const toml::node* node, const char* key, std::vector<std::string>& names) {
+  if (node == nullptr) return {};
+  const auto* array = node->as_array();
+  if (array == nullptr) return make_error(Errc::invalid, "{}: not an array", key);
+  for (const auto& element : *array) {
+    auto name = element.value<std::string>();
+    if (!name) return make_error(Errc::invalid, "{}: not all are strings", key);
+    names.push_back(*name);
+  }
+  return {};
+}
+
 Result<void> read_shared(const toml::node* node, std::vector<std::string>& shared) {
   if (node == nullptr) return {};
   const auto* array = node->as_array();
@@ -115,9 +128,14 @@ Result<Config> from_table(const toml::table& table) {
   std::int64_t memory_bytes = 0;
   reader.take("memory_bytes", memory_bytes);
   reader.take("accepts", config.accepts);
+  reader.take("worker_silence_ms", config.worker_silence_ms);
   std::string level = "info";
   reader.take("log_level", level);
   TRY(read_shared(reader.node("shared"), config.shared));
+  TRY(read_names(reader.node("hidden_cpu_features"), "hidden_cpu_features",
+                 config.hidden_cpu_features));
+  TRY(sys::without_features(sys::cpu_features(), config.hidden_cpu_features)
+          .with("hidden_cpu_features"));
   TRY(read_peers(reader.node("peers"), config.peers));
   if (const auto* tls = reader.node("tls")) {
     if (!tls->is_table()) return make_error(Errc::invalid, "tls: not a table");
@@ -131,6 +149,9 @@ Result<Config> from_table(const toml::table& table) {
   config.log_level = TRY(parse_level(level));
   if (memory_bytes < 0 || config.cores < 0 || config.core_speed <= 0) {
     return make_error(Errc::invalid, "memory_bytes, cores, core_speed: must not be negative");
+  }
+  if (config.worker_silence_ms < 2'000) {
+    return make_error(Errc::invalid, "worker_silence_ms: at least 2000");
   }
   config.memory_bytes = static_cast<std::uint64_t>(memory_bytes);
   if (config.env.node.value.empty()) return make_error(Errc::invalid, "node: a name is needed");

@@ -12,6 +12,8 @@
 //   core_speed = 0.5                       # of one core; `--cpus K` means K times this
 //   memory_bytes = 4294967296              # absent: the machine's
 //   accepts = true                         # false: drained, takes no capsules
+//   hidden_cpu_features = ["avx512f"]      # not offered to capsules: a baseline, if all nodes say
+//   so worker_silence_ms = 60000              # a worker that gives no sign of life is killed then
 //   log_level = "info"
 //   [tls]  ca, cert, key: files
 //   [[peers]]  name = "n2", address = "10.201.0.2:7717"
@@ -43,7 +45,14 @@ struct Config {
   double core_speed = 1.0;
   std::uint64_t memory_bytes = 0;
   bool accepts = true;
+  // Not offered to capsules, by their names in `godwit doctor`. The same list on all nodes is a
+  // baseline: `run --cpu-baseline` hides them from the C library, and records that they weren't
+  // seen.
+  std::vector<std::string> hidden_cpu_features;
   LogLevel log_level = LogLevel::info;
+  // A worker that gives no sign of life for so long is taken for dead, killed, and its records
+  // decide. It reports twice a second, from a thread that does nothing else.
+  std::int64_t worker_silence_ms = 60'000;
   std::string tls_ca;
   std::string tls_cert;
   std::string tls_key;

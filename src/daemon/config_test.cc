@@ -19,6 +19,8 @@ cores = 4
 core_speed = 0.5
 memory_bytes = 4294967296
 log_level = "warn"
+hidden_cpu_features = ["sse4_2"]
+worker_silence_ms = 5000
 [tls]
 ca = "/ca"
 cert = "/cert"
@@ -37,6 +39,8 @@ TEST(Config, ReadsEveryKeyThatALocalNodeIsTold) {
   EXPECT_EQ(config->listen_host(), "10.201.0.1");
   EXPECT_EQ(config->cores, 4);
   EXPECT_EQ(config->core_speed, 0.5);
+  EXPECT_EQ(config->hidden_cpu_features, std::vector<std::string>{"sse4_2"});
+  EXPECT_EQ(config->worker_silence_ms, 5000);
   EXPECT_EQ(config->memory_bytes, 4294967296u);
   EXPECT_EQ(config->log_level, LogLevel::warn);
   ASSERT_EQ(config->peers.size(), 1u);

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "rpc/attach_reader.h"
 
 namespace godwit::daemon {
@@ -62,7 +63,10 @@ Result<std::shared_ptr<Console>> Console::start(Setup setup, Hooks hooks) {
       new Console(std::move(setup), std::move(hooks), std::move(init), std::move(wake)));
   console->out_seen_ = attached.out_from;
   console->out_acked_ = attached.out_from;
-  console->thread_ = std::thread([raw = console.get()] { raw->loop(); });
+  console->thread_ = std::thread([raw = console.get()] {
+    name_thread("console");
+    raw->loop();
+  });
   return console;
 }
 

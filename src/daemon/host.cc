@@ -5,7 +5,6 @@
 // clang-format on
 
 #include <signal.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,8 +13,9 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "capsule/shell.h"
-#include "sys/cpuid.h"
+#include "daemon/capsule_spec.h"
 #include "sys/namespaces.h"
 
 namespace godwit::daemon {
@@ -26,65 +26,7 @@ constexpr std::size_t id_prefix_min = 4;
 // The operation of a capsule that comes from another node, and how long another one waits for its
 // end.
 constexpr const char* arrival = "migrated here";
-constexpr std::chrono::seconds arrival_end_max{10};
-
-// 02: locally administered; the rest follows from the address, which is unique in the cluster.
-std::string mac_for(const std::string& ip) {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (std::sscanf(ip.c_str(), "%u.%u.%u.%u", &a, &b, &c, &d) != 4) return "";
-  return fmt::format("02:67:{:02x}:{:02x}:{:02x}:{:02x}", a, b, c, d);
-}
-
-bool is_directory(const std::string& path) {
-  struct stat info {};
-  return stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
-}
-
-image::CapsuleSpec make_spec(const api::RunRequest& request, const Account& account,
-                             const std::string& id, const std::string& name, const std::string& ip,
-                             std::uint32_t prefix_len) {
-  image::CapsuleSpec spec;
-  spec.set_id(id);
-  spec.set_name(name);
-  spec.set_hostname(name);
-  spec.set_uid(account.uid);
-  spec.set_gid(account.gid);
-  for (const auto group : account.groups) spec.add_groups(group);
-  spec.set_user(account.name);
-  *spec.mutable_argv() = request.argv();
-  *spec.mutable_env() = request.env();
-  spec.set_cwd(request.cwd());
-  if (spec.cwd().empty()) {
-    spec.set_cwd(is_directory(request.cwd_wish()) ? request.cwd_wish()
-                 : is_directory(account.home)     ? account.home
-                                                  : "/");
-  }
-  spec.set_ip(ip);
-  spec.set_prefix_len(prefix_len);
-  if (!ip.empty()) spec.set_mac(mac_for(ip));
-  spec.set_cpus(request.cpus());
-  spec.set_tty(request.tty());
-  spec.set_created_realtime_ns(realtime_ns());
-  spec.set_cpu_features(sys::cpu_features());
-  spec.set_cpu_baseline(request.cpu_baseline());
-  return spec;
-}
-
-capsule::SpawnRequest make_spawn(const image::CapsuleSpec& spec, const api::RunRequest& request) {
-  capsule::SpawnRequest spawn;
-  spawn.argv.assign(spec.argv().begin(), spec.argv().end());
-  spawn.env.assign(spec.env().begin(), spec.env().end());
-  spawn.cwd = spec.cwd();
-  spawn.uid = spec.uid();
-  spawn.gid = spec.gid();
-  spawn.groups.assign(spec.groups().begin(), spec.groups().end());
-  spawn.tty = spec.tty();
-  if (request.window().rows() > 0 && request.window().columns() > 0) {
-    spawn.rows = static_cast<std::uint16_t>(request.window().rows());
-    spawn.columns = static_cast<std::uint16_t>(request.window().columns());
-  }
-  return spawn;
-}
+constexpr std::chrono::seconds arrival_end_max{30};
 
 }  // namespace
 
@@ -93,7 +35,10 @@ Operation::~Operation() {
 }
 
 Host::Host(const Config& config, Store store) : config_(config), store_(std::move(store)) {
-  reaper_ = std::thread([this] { reaper(); });
+  reaper_ = std::thread([this] {
+    name_thread("reaper");
+    reaper();
+  });
 }
 
 Host::~Host() {
@@ -117,7 +62,7 @@ Result<HostedPtr> Host::run(const api::RunRequest& request, const Account& accou
                             std::uint32_t prefix_len) {
   auto capsule = std::make_shared<Hosted>();
   auto& record = capsule->record;
-  *record.mutable_spec() = make_spec(request, account, id, name, ip, prefix_len);
+  *record.mutable_spec() = make_spec(config_, request, account, id, name, ip, prefix_len);
   record.set_state(state::starting);
   record.set_created_realtime_us(realtime_us());
   record.set_attach_id(request.attach_id());
@@ -239,18 +184,24 @@ Result<std::vector<HostedPtr>> Host::adopt() {
     });
   }
   threads.clear();
-  // What has a run directory but no record belongs to nobody: a `run` that was killed at its start.
-  std::error_code error;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(config_.env.run_dir + "/capsules", error)) {
-    const std::string id = entry.path().filename();
-    if (by_id(id)) continue;
-    LOG(warn, "removing what is left of capsule {}", id);
-    if (auto gone = capsule::Shell::destroy(config_.env, CapsuleId{id}); !gone.ok()) {
-      LOG(error, "capsule {}: {}", id, gone.error().what());
+  remove_remains();
+  return undecided;
+}
+
+// What has a directory but no record belongs to nobody: a `run` that was killed at its start, a
+// /tmp of before a reboot.
+void Host::remove_remains() {
+  for (const auto& place : {config_.env.run_dir, config_.env.state_dir}) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(place + "/capsules", error)) {
+      const std::string id = entry.path().filename();
+      if (by_id(id)) continue;
+      LOG(warn, "removing what is left of capsule {}", id);
+      if (auto gone = capsule::Shell::destroy(config_.env, CapsuleId{id}); !gone.ok()) {
+        LOG(error, "capsule {}: {}", id, gone.error().what());
+      }
     }
   }
-  return undecided;
 }
 
 Result<void> Host::adopt_one(const HostedPtr& capsule) {
@@ -313,7 +264,7 @@ Result<HostedPtr> Host::find(std::uint32_t uid, const std::string& reference) {
   for (const auto& capsule : all()) {
     const std::lock_guard lock(capsule->mutex);
     const auto& spec = capsule->record.spec();
-    if (capsule->record.incoming() || (uid != 0 && spec.uid() != uid)) continue;
+    if (capsule->record.incoming() || capsule->serving || (uid != 0 && spec.uid() != uid)) continue;
     int rank = -1;
     if (spec.id() == reference) {
       rank = 3;
@@ -466,6 +417,22 @@ Result<void> Host::started(const HostedPtr& capsule) {
   return start_console(capsule, capsule->record.attach_id(), true);
 }
 
+void Host::serves(const HostedPtr& capsule) {
+  std::shared_ptr<Console> console;
+  std::string target;
+  {
+    const std::lock_guard lock(capsule->mutex);
+    if (capsule->serving) return;
+    capsule->serving = true;
+    target = capsule->record.target();
+    console.swap(capsule->console);
+    capsule->changed.notify_all();
+  }
+  if (!console) return;
+  console->close("moved to " + target);
+  console->stop();
+}
+
 Result<void> Host::leave(const HostedPtr& capsule, const NodeId& to) {
   // The hint first: a daemon killed between the two has one place too many, not one too few.
   TRY(store_.save_moved(capsule->id(), to));
@@ -510,6 +477,7 @@ Result<void> Host::stayed(const HostedPtr& capsule, const std::string& note) {
   bool lost = false;
   {
     const std::lock_guard lock(capsule->mutex);
+    capsule->serving = false;
     lost = !capsule->console || capsule->init_lost;
   }
   if (!lost) return {};

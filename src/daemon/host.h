@@ -45,7 +45,8 @@ struct Hosted {
   std::string operation;            // Exclusive: "migrated", "frozen", ...; empty: none.
   std::optional<int> exit_pending;  // The program has ended, the record doesn't say so yet.
   bool init_lost = false;
-  std::string left_to;  // Node; the record is history here.
+  std::string left_to;   // Node; the record is history here.
+  bool serving = false;  // It runs elsewhere already, pages of it are still here.
   pid_t node_pid = 0;
 
   // Samples of the control group.
@@ -55,6 +56,7 @@ struct Hosted {
   std::uint64_t memory_bytes = 0;
 
   CapsuleId id() const { return CapsuleId{record.spec().id()}; }  // Never changes.
+  bool departed() const { return serving || !left_to.empty(); }
   bool ended() const { return record.state() == state::exited; }
 };
 using HostedPtr = std::shared_ptr<Hosted>;
@@ -96,7 +98,8 @@ class Host {
                         const std::string& id, const std::string& name, const std::string& ip,
                         std::uint32_t prefix_len);
 
-  // By name, id or beginning of an id. Others' capsules aren't found, nor those that are arriving.
+  // By name, id or beginning of an id. Others' capsules aren't found, nor those that are arriving,
+  // or have left all but their pages.
   Result<HostedPtr> find(std::uint32_t uid, const std::string& reference);
   bool is_arriving(std::uint32_t uid, const std::string& reference);
   HostedPtr by_id(const std::string& id);
@@ -125,6 +128,8 @@ class Host {
   // on. `leave`: it doesn't anymore, the shell is gone. `forget`: it never came.
   Result<Operation> arrive(const node::CapsuleRecord& record);
   Result<void> started(const HostedPtr& capsule);
+  // `serves`: it runs at its target from now on, and gets its pages from here.
+  void serves(const HostedPtr& capsule);
   Result<void> leave(const HostedPtr& capsule, const NodeId& to);
   Result<void> forget(const HostedPtr& capsule);
   // The capsule stayed: state as before, streams again.
@@ -150,6 +155,7 @@ class Host {
   Result<void> start_shell(const HostedPtr& capsule, const api::RunRequest& request,
                            const Account& account);
   Result<void> start_console(const HostedPtr& capsule, std::uint64_t expected, bool for_anybody);
+  void remove_remains();
   Result<void> adopt_one(const HostedPtr& capsule);
   Result<void> set_cpu_quota(const HostedPtr& capsule);
   Result<void> finish_exit(const HostedPtr& capsule, int wait_status, const std::string& note);

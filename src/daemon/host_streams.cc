@@ -161,7 +161,7 @@ Result<api::WaitReply> Host::wait(const rpc::Call& call, const HostedPtr& capsul
   const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(timeout_us);
   std::unique_lock lock(capsule->mutex);
   // In slices: nothing wakes us when the caller goes.
-  while (!capsule->ended() && capsule->left_to.empty() && !call.is_cancelled() &&
+  while (!capsule->ended() && !capsule->departed() && !call.is_cancelled() &&
          std::chrono::steady_clock::now() < until) {
     capsule->changed.wait_until(
         lock, std::min(until, std::chrono::steady_clock::now() + milliseconds(500)));
@@ -203,7 +203,7 @@ Result<void> Host::signal(const rpc::Call& call, const HostedPtr& capsule, int n
     {
       std::unique_lock lock(capsule->mutex);
       const std::string& name = capsule->record.spec().name();
-      if (!capsule->left_to.empty()) return make_error(Errc::not_found, "{} has moved", name);
+      if (capsule->departed()) return make_error(Errc::not_found, "{} has moved", name);
       if (capsule->ended()) return make_error(Errc::refused, "{} has ended", name);
       if (capsule->record.state() == state::in_doubt) {
         return make_error(Errc::in_doubt, "{} is in doubt: {}", name, capsule->record.note());
@@ -268,12 +268,12 @@ Result<void> Host::attach(const rpc::Call& call, const HostedPtr& capsule,
     std::unique_lock lock(capsule->mutex);
     // Between the connection's loss and the capsule's end, start or departure: short.
     capsule->changed.wait_for(lock, seconds(5), [&] {
-      return capsule->ended() || !capsule->left_to.empty() ||
+      return capsule->ended() || capsule->departed() ||
              (capsule->console && !capsule->exit_pending && !capsule->init_lost);
     });
     console = capsule->console;
     record = capsule->record;
-    if (!capsule->left_to.empty()) {
+    if (capsule->departed()) {
       return make_error(Errc::peer_lost, "{} is moving", record.spec().name());
     }
   }
@@ -306,7 +306,7 @@ Result<void> Host::logs(const rpc::Call& call, const HostedPtr& capsule, bool fo
     {
       const std::lock_guard lock(capsule->mutex);
       ended = capsule->ended();
-      if (!capsule->left_to.empty()) return {};
+      if (capsule->departed()) return {};
     }
     node::SavedLog log;
     if (ended) {

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "capsule/shell.h"
 #include "daemon/accounts.h"
 #include "sys/cgroup.h"
@@ -22,10 +23,10 @@ namespace {
 using migrate::TargetState;
 using std::chrono::milliseconds;
 
-constexpr std::int64_t listening_ms_max = 20'000;
+constexpr std::int64_t listening_ms_max = 45'000;
 // How soon it shows here that the capsule was granted.
 constexpr std::int64_t grant_poll_ms = 20;
-constexpr std::chrono::seconds departure_limit{5};
+constexpr std::chrono::seconds departure_limit{10};
 constexpr std::chrono::seconds drain_look{1};
 constexpr std::size_t token_bytes = 32;
 // Room that a node keeps when a capsule asks for it: page tables, page cache, godwit itself.
@@ -56,6 +57,11 @@ Result<wire::WorkerEvent> first_event(Worker& worker) {
     wire::WorkerEvent event = TRY(worker.next_event(std::max<std::int64_t>(left_ms, 0)));
     if (!event.has_progress()) return event;
   }
+}
+
+bool has_ended(const HostedPtr& capsule) {
+  const std::lock_guard lock(capsule->mutex);
+  return capsule->ended();
 }
 
 }  // namespace
@@ -91,7 +97,8 @@ std::vector<std::string> Migrations::admission(const node::ReserveRequest& reque
         node.memory_limit_bytes() >> 20, inbound_bytes >> 20));
   }
   if (!spec.cpu_features().empty()) {
-    auto missing = sys::missing_features(spec.cpu_features(), sys::cpu_features());
+    auto missing = offered_.ok() ? sys::missing_features(spec.cpu_features(), *offered_)
+                                 : Result<std::vector<std::string>>(offered_.error());
     if (!missing.ok())
       reasons.push_back(missing.error().what());
     else
@@ -117,12 +124,25 @@ std::vector<std::string> Migrations::admission(const node::ReserveRequest& reque
   return reasons;
 }
 
+Result<std::vector<std::string>> Migrations::missing_files(const node::ReserveRequest& request) {
+  wire::WorkerOrder order;
+  auto* check = order.mutable_check();
+  check->set_capsule(request.spec().id());
+  *check->mutable_files() = request.files();
+  for (const auto& dir : config_.shared) check->add_shared_dirs(dir);
+  const auto report = TRY(execute(config_.env, std::move(order)));
+  return std::vector<std::string>(report.reasons().begin(), report.reasons().end());
+}
+
 Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
                                                const node::ReserveRequest& request) {
   node::ReserveReply reply;
   reply.set_boot(monitor_.boot());
   if (!request.only_check()) await_departure(CapsuleId{request.spec().id()});
   for (auto& reason : admission(request)) reply.add_reasons(std::move(reason));
+  if (request.only_check() && request.has_files()) {
+    for (auto& reason : TRY(missing_files(request))) reply.add_reasons(std::move(reason));
+  }
   if (reply.reasons_size() > 0 || request.only_check()) return reply;
 
   node::CapsuleRecord record = request.record();
@@ -159,17 +179,12 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
     reserved_bytes_.erase(request.spec().id());
     return error;
   };
-  auto started = Worker::start(config_.env, std::move(order));
+  auto started = Worker::start(config_.env, std::move(order), recorder(capsule));
   if (!started.ok()) {
     TRY(host_.forget(capsule));
     return give_up(std::move(started).error());
   }
   std::shared_ptr<Worker> worker = std::move(started).value();
-  TRY(host_.update(capsule, [&](auto& r) {
-    r.set_worker_pid(worker->pid());
-    auto ticks = migrate::process_start_ticks(worker->pid());
-    if (ticks.ok()) r.set_worker_start_ticks(*ticks);
-  }));
   auto event = first_event(*worker);
   const bool listening = event.ok() && event->has_listening();
   std::string trouble;
@@ -182,6 +197,7 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
     worker->kill();
   }
   std::thread([this, worker, operation = std::move(operation)]() mutable {
+    name_thread("incoming");
     watch_incoming(std::move(operation), worker);
   }).detach();
   if (!listening) return make_error(Errc::refused, "worker on {}: {}", config_.env.node, trouble);
@@ -225,9 +241,14 @@ void Migrations::watch_incoming(Operation operation, std::shared_ptr<Worker> wor
     identity.worker_pid = capsule->record.worker_pid();
     identity.worker_start_ticks = capsule->record.worker_start_ticks();
   }
+  std::int64_t heard_us = monotonic_us();
   while (true) {
     if (worker) {
       auto event = worker->next_event(grant_poll_ms);
+      if (event.ok()) heard_us = monotonic_us();
+      const bool silent = monotonic_us() - heard_us > config_.worker_silence_ms * 1'000;
+      if (silent) LOG(error, "capsule {}: its worker is silent and will be killed", capsule->id());
+      if (silent) break;
       reported = event.ok() && event->has_done();
       if (reported && event->done().outcome() == wire::Report::LOST) lost = event->done().reason();
       if (reported || (!event.ok() && event.error().code() != Errc::timeout)) break;
@@ -308,6 +329,7 @@ void Migrations::watch_drain(const HostedPtr& capsule) {
     if (!drains_watched_.insert(capsule->id().value).second) return;
   }
   std::thread([this, capsule] {
+    name_thread("drain watch");
     while (true) {
       {
         std::unique_lock lock(capsule->mutex);
@@ -435,11 +457,22 @@ Result<node::OutcomeReply> Migrations::outcome(const node::OutcomeRequest& reque
   }
 }
 
+// It ran to its end here.
+Result<node::OutcomeReply> Migrations::needs_no_pages(const CapsuleId& id, Epoch epoch) {
+  auto record = TRY(migrate::CommitRecord::open(migrate::grant_path(config_.env, id), true));
+  TRY(record.change(epoch, static_cast<std::uint32_t>(TargetState::draining),
+                    static_cast<std::uint32_t>(TargetState::granted)));
+  node::OutcomeReply reply;
+  reply.set_boot(monitor_.boot());
+  reply.set_answer(node::OutcomeReply::RUNNING);
+  return reply;
+}
+
 // The source's worker was lost (else it wouldn't ask): ours has nobody to talk to. A new pair goes
 // on.
 Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch epoch) {
   auto capsule = host_.by_id(id.value);
-  if (!capsule) return make_error(Errc::not_found, "capsule {} is not here", id);
+  if (!capsule || has_ended(capsule)) return needs_no_pages(id, epoch);
   migrate::RecordContent worker;
   {
     const std::lock_guard lock(capsule->mutex);
@@ -449,7 +482,7 @@ Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch e
   TRY(kill_worker(worker));
   // The watcher of the old worker ends with it and gives up the capsule's operation.
   std::optional<Operation> operation;
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  const auto until = std::chrono::steady_clock::now() + departure_limit;
   while (!operation) {
     auto begun = host_.begin(capsule, "drained");
     if (begun.ok()) {
@@ -468,15 +501,12 @@ Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch e
   resume->set_epoch(epoch.value);
   resume->set_token(token);
   resume->set_listen_address(config_.listen_host());
-  std::shared_ptr<Worker> fresh = TRY(Worker::start(config_.env, std::move(order)));
-  TRY(host_.update(capsule, [&](auto& r) {
-    r.set_worker_pid(fresh->pid());
-    auto ticks = migrate::process_start_ticks(fresh->pid());
-    if (ticks.ok()) r.set_worker_start_ticks(*ticks);
-  }));
+  std::shared_ptr<Worker> fresh =
+      TRY(Worker::start(config_.env, std::move(order), recorder(capsule)));
   auto event = first_event(*fresh);
   if (!event.ok() || !event->has_listening()) fresh->kill();
   std::thread([this, fresh, operation = std::move(*operation)]() mutable {
+    name_thread("drain");
     watch_incoming(std::move(operation), fresh);
   }).detach();
   if (!event.ok()) return std::move(event).error();

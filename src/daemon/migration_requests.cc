@@ -8,7 +8,14 @@
 
 namespace godwit::daemon {
 namespace {
+using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+// How long `kill` waits for a migration to tell where the capsule is.
+constexpr seconds kill_wait_max{60};
+constexpr milliseconds kill_look{20};
+// A question that is on its way to the lost node ends first: TCP hopes for 20 s.
+constexpr seconds resolve_wait_max{60};
 }  // namespace
 
 Result<Migrations::Choice> Migrations::choose(std::uint64_t memory_bytes, bool here_too) {
@@ -76,6 +83,7 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
     }
     if (!report.ok()) return std::move(report).error();
     for (const auto& reason : report->reasons()) reply.add_reasons(reason);
+    *request.mutable_files() = std::move(*report->mutable_files());
   }
 
   reply.set_target(target);
@@ -118,6 +126,35 @@ Result<void> Migrations::freeze(const HostedPtr& capsule, bool frozen) {
   });
 }
 
+// A copy that has been given up is not for us to kill: it may be that the other one runs, and needs
+// its pages. So the migration is called off first, as the records allow it or not.
+Result<void> Migrations::kill(const rpc::Call& call, const HostedPtr& capsule) {
+  using migrate::SourceState;
+  const auto until = std::chrono::steady_clock::now() + kill_wait_max;
+  while (true) {
+    {
+      const std::lock_guard lock(capsule->mutex);
+      const std::string& name = capsule->record.spec().name();
+      if (capsule->departed()) {
+        return make_error(Errc::not_found, "{} has moved", name);
+      }
+      if (capsule->record.state() != state::migrating) break;
+      if (call.is_cancelled() || std::chrono::steady_clock::now() > until) {
+        return make_error(Errc::timeout, "{} is moving; it was not killed", name);
+      }
+    }
+    auto now = change_journal(capsule, SourceState::attempting, SourceState::kept);
+    // No journal, or an earlier attempt's: its worker has not begun, and finds nothing to move.
+    const bool none =
+        !now.ok() && (now.error().code() == Errc::not_found || now.error().code() == Errc::refused);
+    if (none || (now.ok() && *now == static_cast<std::uint32_t>(SourceState::kept))) break;
+    if (!now.ok()) return std::move(now).error();
+    std::unique_lock lock(capsule->mutex);
+    capsule->changed.wait_for(lock, kill_look);
+  }
+  return host_.kill(capsule);
+}
+
 Result<void> Migrations::resolve(const HostedPtr& capsule, const std::string& lost_node) {
   {
     const std::lock_guard lock(capsule->mutex);
@@ -135,7 +172,7 @@ Result<void> Migrations::resolve(const HostedPtr& capsule, const std::string& lo
   LOG(warn, "capsule {}: resolved by hand, {} is lost", capsule->id(), lost_node);
   std::unique_lock lock(capsule->mutex);
   capsule->changed.notify_all();
-  const bool settled = capsule->changed.wait_for(lock, seconds(20), [&] {
+  const bool settled = capsule->changed.wait_for(lock, resolve_wait_max, [&] {
     return capsule->record.state() != state::in_doubt || !capsule->left_to.empty();
   });
   lock.unlock();

@@ -21,13 +21,20 @@
 #include "daemon/peers.h"
 #include "daemon/worker.h"
 #include "migrate/commit_record.h"
+#include "migrate/report.h"
+#include "sys/cpuid.h"
 
 namespace godwit::daemon {
 
 class Migrations {
  public:
   Migrations(const Config& config, Host& host, Peers& peers, History& history, NodeMonitor& monitor)
-      : config_(config), host_(host), peers_(peers), history_(history), monitor_(monitor) {}
+      : config_(config),
+        host_(host),
+        peers_(peers),
+        history_(history),
+        monitor_(monitor),
+        offered_(sys::without_features(sys::cpu_features(), config.hidden_cpu_features)) {}
 
   // Takes up what another godwitd had begun (Host::adopt).
   void take_over(const std::vector<HostedPtr>& undecided);
@@ -37,6 +44,7 @@ class Migrations {
                                        const Progress& progress);
   Result<api::CanMigrateReply> can_migrate(const HostedPtr& capsule, const std::string& target);
   Result<void> freeze(const HostedPtr& capsule, bool frozen);
+  Result<void> kill(const rpc::Call& call, const HostedPtr& capsule);
   Result<void> resolve(const HostedPtr& capsule, const std::string& lost_node);
 
   struct Choice {
@@ -60,6 +68,8 @@ class Migrations {
   void run_attempt(AttemptPtr attempt, Operation operation);
   Result<wire::Report> run_source_worker(Attempt& attempt, const HostedPtr& capsule);
   void settle(Attempt& attempt, const HostedPtr& capsule);
+  bool has_given_up(const HostedPtr& capsule);
+  void note_doubt(const HostedPtr& capsule, const std::string& why);
   bool settle_step(Attempt& attempt, const HostedPtr& capsule);
   Result<migrate::Answer> ask_outcome(const HostedPtr& capsule, node::OutcomeReply& reply);
   Result<bool> act(Attempt& attempt, const HostedPtr& capsule, migrate::SourceAction action,
@@ -67,6 +77,7 @@ class Migrations {
   void release_target(const Attempt& attempt);
   Result<void> thaw(Attempt& attempt, const HostedPtr& capsule);
   Result<bool> serve(Attempt& attempt, const HostedPtr& capsule, const node::OutcomeReply& reply);
+  Worker::Record recorder(const HostedPtr& capsule);
   void conclude(Attempt& attempt, const HostedPtr& capsule, const std::string& outcome,
                 const std::string& reason);
   Result<std::uint32_t> change_journal(const HostedPtr& capsule, migrate::SourceState from,
@@ -74,9 +85,11 @@ class Migrations {
 
   // Target (incoming.cc).
   std::vector<std::string> admission(const node::ReserveRequest& request);
+  Result<std::vector<std::string>> missing_files(const node::ReserveRequest& request);
   void await_departure(const CapsuleId& id);
   void watch_incoming(Operation operation, std::shared_ptr<Worker> worker);
   bool note_grant(const HostedPtr& capsule);
+  Result<node::OutcomeReply> needs_no_pages(const CapsuleId& id, Epoch epoch);
   Result<node::OutcomeReply> resume_drain(const CapsuleId& id, Epoch epoch);
   void watch_drain(const HostedPtr& capsule);
   bool source_rebooted(const HostedPtr& capsule);
@@ -88,6 +101,8 @@ class Migrations {
   Peers& peers_;
   History& history_;
   NodeMonitor& monitor_;
+  // Of this processor; asking it again costs an exit to the hypervisor for each leaf.
+  const Result<std::string> offered_;
 
   std::mutex mutex_;
   std::map<std::string, std::uint64_t> reserved_bytes_;  // Incoming, by capsule.

@@ -1,6 +1,6 @@
 // Migrations, as source.
 // clang-format off: <signal.h> has a macro named as a field of the image.
-#include "daemon/migrations.h"
+#include "daemon/attempt.h"
 // clang-format on
 
 #include <signal.h>
@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "capsule/shell.h"
 
 namespace godwit::daemon {
@@ -18,11 +19,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// A worker that is silent for so long is taken for dead, killed, and its records decide. It reports
-// progress at least once a second; a frozen 60,000-mapping program takes well below a second.
-constexpr std::int64_t worker_silence_ms_max = 60'000;
-// How long the one who asked waits for the end of a doubt before he is told of it.
-constexpr seconds doubt_patience{5};
 constexpr milliseconds ask_again{500};
 
 Result<wire::Mode> parse_mode(const std::string& text) {
@@ -78,44 +74,7 @@ void fill(api::MigrationResult& result, const wire::Report& report) {
   result.set_link_bytes_per_s(report.link_bytes_per_s());
 }
 
-wire::WorkerOrder recover_order(const HostedPtr& capsule, wire::RecoverOrder::Action action) {
-  wire::WorkerOrder order;
-  order.mutable_recover()->set_capsule(capsule->id().value);
-  order.mutable_recover()->set_action(action);
-  return order;
-}
-
 }  // namespace
-
-// What is known of one migration from here. The asker sees only what the mutex guards, and only the
-// latest news: a client that doesn't read must not hold up the worker.
-struct Migrations::Attempt {
-  wire::Mode mode = wire::AUTO;
-  std::int64_t downtime_target_us = 0;
-  node::ReserveReply reserved;
-  api::MigrationResult result;
-  std::int64_t began_us = monotonic_us();
-
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::optional<api::MigrateProgress> news;
-  std::optional<api::MigrationResult> answer;
-
-  void tell(std::optional<api::MigrateProgress> progress) {
-    const std::lock_guard lock(mutex);
-    news = std::move(progress);
-    changed.notify_all();
-  }
-  void tell_result() {
-    const std::lock_guard lock(mutex);
-    if (!answer) answer = result;
-    changed.notify_all();
-  }
-  bool told() {
-    const std::lock_guard lock(mutex);
-    return answer.has_value();
-  }
-};
 
 Result<node::ReserveReply> Migrations::ask_target(const Attempt& attempt,
                                                   const HostedPtr& capsule) {
@@ -177,11 +136,18 @@ Result<api::MigrationResult> Migrations::migrate(const HostedPtr& capsule,
   TRY(host_.update(capsule, [&](auto& record) { record.set_epoch(result.epoch()); }));
 
   std::thread([this, attempt, operation = std::move(operation)]() mutable {
+    name_thread("outgoing");
     run_attempt(attempt, std::move(operation));
   }).detach();
   std::unique_lock lock(attempt->mutex);
   while (!attempt->answer) {
-    attempt->changed.wait(lock, [&] { return attempt->answer || attempt->news; });
+    attempt->changed.wait_for(lock, ask_again, [&] { return attempt->answer || attempt->news; });
+    if (attempt->patience_ended()) {
+      lock.unlock();
+      conclude(*attempt, capsule, "in-doubt",
+               fmt::format("{} has not said whether it started; asking on", result.target()));
+      lock.lock();
+    }
     if (!attempt->news) continue;
     const auto news = *std::exchange(attempt->news, std::nullopt);
     lock.unlock();
@@ -193,7 +159,10 @@ Result<api::MigrationResult> Migrations::migrate(const HostedPtr& capsule,
 
 void Migrations::conclude(Attempt& attempt, const HostedPtr& capsule, const std::string& outcome,
                           const std::string& reason) {
+  const std::lock_guard one(attempt.conclusions);
   auto& result = attempt.result;
+  // The doubt has ended while this was on its way.
+  if (outcome == "in-doubt" && !result.outcome().empty()) return;
   result.set_outcome(outcome);
   result.set_reason(reason);
   if (result.total_us() == 0) result.set_total_us(monotonic_us() - attempt.began_us);
@@ -239,11 +208,22 @@ void Migrations::run_attempt(AttemptPtr attempt, Operation operation) {
       conclude(*attempt, capsule, "lost", reason);
       break;
     default:
-      attempt->result.set_reason(reason);
+      attempt->cause = reason;
       settle(*attempt, capsule);
       break;
   }
   if (!done.ok()) LOG(error, "after migration {}: {}", attempt->result.id(), done.error().what());
+}
+
+// Writes down which worker is at it, for a daemon that comes after us.
+Worker::Record Migrations::recorder(const HostedPtr& capsule) {
+  return [this, capsule](pid_t pid) -> Result<void> {
+    const std::uint64_t ticks = TRY(migrate::process_start_ticks(pid));
+    return host_.update(capsule, [&](auto& record) {
+      record.set_worker_pid(pid);
+      record.set_worker_start_ticks(ticks);
+    });
+  };
 }
 
 Result<wire::Report> Migrations::run_source_worker(Attempt& attempt, const HostedPtr& capsule) {
@@ -270,13 +250,7 @@ Result<wire::Report> Migrations::run_source_worker(Attempt& attempt, const Hoste
   source->set_token(attempt.reserved.token());
   source->set_target_boot(attempt.reserved.boot());
   for (const auto& dir : config_.shared) source->add_shared_dirs(dir);
-  auto worker = TRY(Worker::start(config_.env, std::move(order)));
-  auto started = host_.update(capsule, [&](auto& record) {
-    record.set_worker_pid(worker->pid());
-    auto ticks = migrate::process_start_ticks(worker->pid());
-    if (ticks.ok()) record.set_worker_start_ticks(*ticks);
-  });
-  if (!started.ok()) LOG(error, "record of {}: {}", capsule->id(), started.error().what());
+  auto worker = TRY(Worker::start(config_.env, std::move(order), recorder(capsule)));
   auto report = worker->finish(
       [&](const wire::Progress& news) {
         api::MigrateProgress out;
@@ -287,218 +261,12 @@ Result<wire::Report> Migrations::run_source_worker(Attempt& attempt, const Hoste
         out.set_dirty_bytes_per_s(news.dirty_bytes_per_s());
         out.set_elapsed_us(monotonic_us() - attempt.began_us);
         attempt.tell(std::move(out));
+        if (news.phase() == migrate::drain_phase) host_.serves(capsule);
       },
-      worker_silence_ms_max);
+      config_.worker_silence_ms);
   if (!report.ok()) worker->kill();
   worker->wait_end();
   return report;
-}
-
-// ---- When the worker died or does not know ----
-
-void Migrations::settle(Attempt& attempt, const HostedPtr& capsule) {
-  const auto patience_ends = std::chrono::steady_clock::now() + doubt_patience;
-  while (!settle_step(attempt, capsule)) {
-    if (std::chrono::steady_clock::now() > patience_ends && !attempt.told()) {
-      conclude(
-          attempt, capsule, "in-doubt",
-          fmt::format("{} has not said whether it started; asking on", attempt.result.target()));
-    }
-    std::unique_lock lock(capsule->mutex);
-    capsule->changed.wait_for(lock, ask_again);
-  }
-}
-
-// True: the doubt has ended.
-bool Migrations::settle_step(Attempt& attempt, const HostedPtr& capsule) {
-  auto journal =
-      migrate::CommitRecord::open(migrate::journal_path(config_.env, capsule->id()), false);
-  auto content = journal.ok() ? journal->read() : Result<migrate::RecordContent>(journal.error());
-  migrate::SourceState state = migrate::SourceState::attempting;
-  // No journal, or of an earlier attempt: the worker died before it touched anything.
-  const bool current = content.ok() && content->epoch.value == attempt.result.epoch();
-  if (current) {
-    state = static_cast<migrate::SourceState>(content->state);
-  } else if (!content.ok() && content.error().code() != Errc::not_found) {
-    LOG(error, "journal of {}: {}", capsule->id(), content.error().what());
-    return false;
-  }
-  node::OutcomeReply reply;
-  auto action = migrate::decide(state);
-  if (action == migrate::SourceAction::ask) {
-    auto answer = ask_outcome(capsule, reply);
-    if (!answer.ok()) {
-      const std::string note = fmt::format("{} took it over, or not: {}", attempt.result.target(),
-                                           answer.error().what());
-      auto noted = host_.update(capsule, [&](auto& record) {
-        record.set_state(state::in_doubt);
-        record.set_note(note);
-      });
-      if (!noted.ok()) LOG(error, "record of {}: {}", capsule->id(), noted.error().what());
-      return false;
-    }
-    action = migrate::decide(state, *answer);
-  } else if (action == migrate::SourceAction::thaw && current &&
-             state == migrate::SourceState::attempting) {
-    auto now =
-        change_journal(capsule, migrate::SourceState::attempting, migrate::SourceState::kept);
-    if (!now.ok() || *now != static_cast<std::uint32_t>(migrate::SourceState::kept)) return false;
-  }
-  if (!current && action == migrate::SourceAction::thaw) {
-    // No worker of ours has touched it (there may be none that could be asked to mend anything).
-    auto stays = host_.stayed(capsule, "");
-    if (!stays.ok()) LOG(error, "record of {}: {}", capsule->id(), stays.error().what());
-    release_target(attempt);
-    conclude(attempt, capsule, "stayed", attempt.result.reason());
-    return true;
-  }
-  auto done = act(attempt, capsule, action, reply);
-  if (!done.ok()) LOG(error, "capsule {}: {}", capsule->id(), done.error().what());
-  return done.ok() && *done;
-}
-
-Result<std::uint32_t> Migrations::change_journal(const HostedPtr& capsule,
-                                                 migrate::SourceState from,
-                                                 migrate::SourceState to) {
-  std::uint64_t epoch = 0;
-  {
-    const std::lock_guard lock(capsule->mutex);
-    epoch = capsule->record.epoch();
-  }
-  auto journal =
-      TRY(migrate::CommitRecord::open(migrate::journal_path(config_.env, capsule->id()), false));
-  return journal.change(Epoch{epoch}, static_cast<std::uint32_t>(from),
-                        static_cast<std::uint32_t>(to));
-}
-
-Result<migrate::Answer> Migrations::ask_outcome(const HostedPtr& capsule,
-                                                node::OutcomeReply& reply) {
-  node::OutcomeRequest request;
-  std::string target;
-  {
-    const std::lock_guard lock(capsule->mutex);
-    request.set_capsule(capsule->record.spec().id());
-    request.set_epoch(capsule->record.epoch());
-    target = capsule->record.target();
-  }
-  {
-    const std::lock_guard lock(mutex_);
-    const auto resolved = resolved_.find(request.capsule());
-    // A human's word, which stands for the refusal that the lost node can't give anymore.
-    if (resolved != resolved_.end() && resolved->second == target) return migrate::Answer::refused;
-  }
-  auto* peer = TRY(peers_.find(target));
-  reply = TRY(peer->outcome("", request));
-  switch (reply.answer()) {
-    case node::OutcomeReply::RUNNING:
-      return migrate::Answer::running;
-    case node::OutcomeReply::REFUSED:
-      return migrate::Answer::refused;
-    case node::OutcomeReply::LOST:
-      return migrate::Answer::lost;
-    case node::OutcomeReply::DRAINING:
-      return migrate::Answer::draining;
-    default:
-      return make_error(Errc::in_doubt, "{} gave no answer", target);
-  }
-}
-
-Result<bool> Migrations::act(Attempt& attempt, const HostedPtr& capsule,
-                             migrate::SourceAction action, const node::OutcomeReply& reply) {
-  using migrate::SourceAction;
-  using migrate::SourceState;
-  switch (action) {
-    case SourceAction::ask:
-      return false;
-    case SourceAction::serve:
-      return serve(attempt, capsule, reply);
-    case SourceAction::thaw:
-      TRY(thaw(attempt, capsule));
-      return true;
-    case SourceAction::destroy:
-      // There may be no journal to change anymore (released already).
-      if (auto now = change_journal(capsule, SourceState::given_up, SourceState::released);
-          !now.ok() && now.error().code() != Errc::not_found) {
-        return std::move(now).error();
-      }
-      TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::DESTROY)));
-      TRY(host_.leave(capsule, NodeId{attempt.result.target()}));
-      conclude(attempt, capsule, "moved",
-               "found out from the records, after godwitd or its worker was lost");
-      return true;
-    case SourceAction::lost:
-      TRY(change_journal(capsule, SourceState::given_up, SourceState::released));
-      TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::DESTROY)));
-      TRY(host_.ended(
-          capsule, SIGKILL,
-          fmt::format("it ran on {} and died with that node", attempt.result.target())));
-      conclude(attempt, capsule, "lost", "the target ran it and was rebooted");
-      return true;
-  }
-  return false;
-}
-
-// What waits at the target isn't needed.
-void Migrations::release_target(const Attempt& attempt) {
-  node::ReleaseRequest release;
-  release.set_migration(attempt.result.id());
-  release.set_capsule(attempt.result.capsule_id());
-  release.set_epoch(attempt.result.epoch());
-  if (auto peer = peers_.find(attempt.result.target()); peer.ok()) {
-    // If it doesn't hear this, it finds out by the end of the link between the workers.
-    if (auto told = (*peer)->release("", release); !told.ok()) {
-      LOG(warn, "release at {}: {}", attempt.result.target(), told.error().what());
-    }
-  }
-}
-
-Result<void> Migrations::thaw(Attempt& attempt, const HostedPtr& capsule) {
-  using migrate::SourceState;
-  // From given_up only after a refusal; from attempting it was done before.
-  if (auto now = change_journal(capsule, SourceState::given_up, SourceState::kept);
-      !now.ok() && now.error().code() != Errc::not_found) {
-    return std::move(now).error();
-  }
-  TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::THAW)));
-  TRY(host_.stayed(capsule, ""));
-  release_target(attempt);
-  conclude(attempt, capsule, "stayed", attempt.result.reason());
-  return {};
-}
-
-Result<bool> Migrations::serve(Attempt& attempt, const HostedPtr& capsule,
-                               const node::OutcomeReply& reply) {
-  TRY(host_.update(capsule, [&](auto& record) {
-    record.set_state(state::migrating);
-    record.set_note("runs on " + attempt.result.target() + ", pages are still here");
-  }));
-  wire::WorkerOrder order;
-  auto* serve = order.mutable_serve();
-  serve->set_capsule(capsule->id().value);
-  serve->set_epoch(attempt.result.epoch());
-  serve->set_target_address(reply.address());
-  serve->set_target_port(reply.port());
-  serve->set_token(reply.token());
-  auto worker = TRY(Worker::start(config_.env, std::move(order)));
-  auto started = host_.update(capsule, [&](auto& record) {
-    record.set_worker_pid(worker->pid());
-    auto ticks = migrate::process_start_ticks(worker->pid());
-    if (ticks.ok()) record.set_worker_start_ticks(*ticks);
-  });
-  if (!started.ok()) LOG(error, "record of {}: {}", capsule->id(), started.error().what());
-  auto report = worker->finish({}, worker_silence_ms_max);
-  if (!report.ok()) worker->kill();
-  worker->wait_end();
-  if (!report.ok()) return std::move(report).error();
-  if (report->outcome() == wire::Report::LOST) {
-    TRY(host_.ended(capsule, SIGKILL, report->reason()));
-    conclude(attempt, capsule, "lost", report->reason());
-    return true;
-  }
-  if (report->outcome() != wire::Report::MOVED) return false;
-  TRY(host_.leave(capsule, NodeId{attempt.result.target()}));
-  conclude(attempt, capsule, "moved", "the drain was resumed after a worker was lost");
-  return true;
 }
 
 void Migrations::take_over(const std::vector<HostedPtr>& undecided) {
@@ -511,6 +279,7 @@ void Migrations::take_over(const std::vector<HostedPtr>& undecided) {
     Operation operation = host_.resume(capsule, "migrated");
     if (incoming) {
       std::thread([this, operation = std::move(operation)]() mutable {
+        name_thread("incoming");
         watch_incoming(std::move(operation), nullptr);
       }).detach();
       continue;
@@ -528,11 +297,16 @@ void Migrations::take_over(const std::vector<HostedPtr>& undecided) {
     result.set_mode_asked(record.mode());
     result.set_mode(record.mode());
     result.set_started_realtime_us(record.attempt_realtime_us());
-    result.set_reason("godwitd was restarted during the migration");
+    attempt->cause = "godwitd was restarted during the migration";
     std::thread([this, attempt, worker, operation = std::move(operation)]() mutable {
-      std::thread([this, capsule = operation.capsule()] { host_.try_streams(capsule); }).detach();
+      name_thread("outgoing");
+      std::thread([this, capsule = operation.capsule()] {
+        name_thread("streams");
+        host_.try_streams(capsule);
+      }).detach();
       // The worker goes on without us; what it achieves is in its records.
       while (worker.worker_pid != 0 && migrate::worker_alive(worker)) {
+        if (has_given_up(operation.capsule())) host_.serves(operation.capsule());
         std::this_thread::sleep_for(milliseconds(50));
       }
       settle(*attempt, operation.capsule());

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/thread_name.h"
 #include "daemon/config.h"
 #include "rpc/client.h"
 
@@ -17,8 +18,8 @@ namespace godwit::daemon {
 
 class Peers {
  public:
-  // A question to all nodes waits this long for the slowest.
-  static constexpr std::chrono::milliseconds query_limit{2000};
+  // A question to all nodes waits this long for the slowest (less for those that were silent last).
+  static constexpr std::chrono::milliseconds query_limit{10'000};
 
   static Result<std::unique_ptr<Peers>> connect(const Config& config);
 
@@ -36,7 +37,10 @@ class Peers {
     }
     std::vector<std::jthread> threads;
     for (std::size_t i = 0; i < peers_.size(); ++i) {
-      threads.emplace_back([&, i] { answers[i].second = question(*peers_[i].client); });
+      threads.emplace_back([&, i] {
+        name_thread("question");
+        answers[i].second = question(*peers_[i].client);
+      });
     }
     threads.clear();  // Joins; each question has its own limit.
     return answers;

@@ -14,7 +14,7 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr int routes_max = 5;  // A capsule that moves faster isn't followed.
-constexpr milliseconds arrival_wait_max{5000};
+constexpr milliseconds arrival_wait_max{20'000};
 constexpr milliseconds arrival_poll{20};
 constexpr std::size_t arguments_bytes_max = 2 << 20;
 constexpr std::size_t name_bytes_max = 63;  // It is the hostname too.
@@ -372,7 +372,7 @@ Result<api::KillReply> Service::kill(const rpc::Call& call, const api::KillReque
   return route<api::KillReply>(
       call, request.capsule(),
       [&](const HostedPtr& capsule) -> Result<api::KillReply> {
-        TRY(host_.kill(capsule));
+        TRY(migrations_.kill(call, capsule));
         return api::KillReply();
       },
       [&](rpc::Api& owner) { return owner.kill(call, request); });

@@ -54,7 +54,8 @@ wire::WorkerEnv worker_env(const NodeEnv& env) {
   return out;
 }
 
-Result<std::unique_ptr<Worker>> Worker::start(const NodeEnv& env, wire::WorkerOrder order) {
+Result<std::unique_ptr<Worker>> Worker::start(const NodeEnv& env, wire::WorkerOrder order,
+                                              const Record& record) {
   *order.mutable_env() = worker_env(env);
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return os_error("socketpair");
@@ -72,12 +73,12 @@ Result<std::unique_ptr<Worker>> Worker::start(const NodeEnv& env, wire::WorkerOr
   if (!pidfd.valid()) return os_error(fmt::format("pidfd_open(pid={})", pid));
   std::unique_ptr<Worker> worker(new Worker(pid, std::move(pidfd), std::move(ours)));
   theirs.reset();
-  if (auto sent = worker->channel_.send(order); !sent.ok()) {
-    worker->kill();
-    worker->wait_end();
-    return std::move(sent).error().with("order to the worker");
-  }
-  return worker;
+  auto begun = record ? record(pid) : Result<void>();
+  if (begun.ok()) begun = worker->channel_.send(order).with("order to the worker");
+  if (begun.ok()) return worker;
+  worker->kill();
+  worker->wait_end();
+  return std::move(begun).error();
 }
 
 Worker::~Worker() { waitpid(pid_, nullptr, WNOHANG); }

@@ -21,7 +21,12 @@ namespace godwit::daemon {
 
 class Worker {
  public:
-  static Result<std::unique_ptr<Worker>> start(const NodeEnv& env, wire::WorkerOrder order);
+  // `record` notes the pid where a later daemon finds it. Only then the worker is told what to do:
+  // so no worker is ever at work that nobody knows of (without an order it ends with us). An error
+  // of it ends the worker.
+  using Record = std::function<Result<void>(pid_t)>;
+  static Result<std::unique_ptr<Worker>> start(const NodeEnv& env, wire::WorkerOrder order,
+                                               const Record& record = {});
   ~Worker();  // Leaves the process alone; it is reaped by `wait_end` or by the daemon's reaper.
 
   pid_t pid() const { return pid_; }

@@ -9,7 +9,7 @@
 namespace godwit::local {
 namespace {
 
-constexpr std::int64_t settle_us_max = 10'000'000;
+constexpr std::int64_t settle_us_max = 60'000'000;
 
 struct Locked {
   ClusterLock lock;

@@ -112,8 +112,11 @@ class Init {
   [[noreturn]] void loop() {
     while (true) {
       int signal = ::sigwaitinfo(&waited_, nullptr);
-      if (signal == SIGCHLD) reap();
-      if (signal == SIGUSR1 && daemon_ == 0) {
+      // Who asks has seen that none runs; it may be dying still, and its SIGCHLD be behind.
+      if (signal == SIGUSR1) wanted_ = true;
+      reap();
+      if (wanted_ && daemon_ == 0) {
+        wanted_ = false;
         Result<void> started = start_daemon();
         if (!started.ok()) note(fmt::format("can't start godwitd: {}", started.error().what()));
       }
@@ -164,6 +167,7 @@ class Init {
   UniqueFd log_;
   sigset_t waited_;
   pid_t daemon_ = 0;
+  bool wanted_ = false;
 };
 
 Result<void> boot(const ClusterState& cluster, const NodeState& node) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -10,6 +11,7 @@
 #include <charconv>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/guard.h"
 #include "base/io.h"
 
@@ -32,12 +34,23 @@ static_assert(offsetof(Wire, checksum) == 120);
 
 constexpr char record_magic[8] = {'G', 'W', 'C', 'O', 'M', 'M', 'I', 'T'};
 
+constexpr std::int64_t lock_us_max = 10'000'000;
+constexpr long lock_poll_ns = 50'000;
+
 // flock belongs to the open file description, so it ends with the process, whatever ends it.
 class Lock {
  public:
+  // Held for the time of one write, unless its holder is stopped or its disk is.
   static Result<Lock> take(int fd, const std::string& path) {
-    while (::flock(fd, LOCK_EX) != 0) {
-      if (errno != EINTR) return os_error(fmt::format("flock({})", path));
+    const std::int64_t until_us = monotonic_us() + lock_us_max;
+    while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EINTR) continue;
+      if (errno != EWOULDBLOCK) return os_error(fmt::format("flock({})", path));
+      if (monotonic_us() > until_us)
+        return make_error(Errc::timeout, "{} has been locked for {} s", path,
+                          lock_us_max / 1'000'000);
+      const timespec moment{0, lock_poll_ns};
+      ::nanosleep(&moment, nullptr);
     }
     return Lock(fd);
   }

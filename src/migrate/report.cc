@@ -68,6 +68,11 @@ void Reporter::send_progress(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
+void Reporter::tell() {
+  std::unique_lock lock(mutex_);
+  send_progress(lock);
+}
+
 void Reporter::estimate(std::uint64_t bytes_remaining, std::uint64_t dirty_bytes_per_s) {
   std::lock_guard lock(mutex_);
   progress_.set_bytes_remaining(bytes_remaining);

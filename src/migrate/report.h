@@ -14,6 +14,9 @@
 
 namespace godwit::migrate {
 
+// The source's phase from which on the capsule runs on the target: godwitd looks for it.
+inline constexpr const char* drain_phase = "drain";
+
 // News for the daemon. It may be gone; what must be known is in the records, so sending never
 // fails. Any thread.
 class EventSink {
@@ -31,7 +34,7 @@ class EventSink {
 };
 
 // Also the sign of life: godwitd takes a worker that is silent for long for dead. Progress goes out
-// with every phase and from a thread of its own in between, however long a round takes.
+// from a thread of its own, however long a round takes.
 class Reporter {
  public:
   static constexpr std::int64_t tick_ms = 500;
@@ -43,6 +46,8 @@ class Reporter {
 
   // Ends the phase before.
   void phase(const std::string& name);
+  // Sends progress now; else it goes out twice a second.
+  void tell();
   // What is known to be left, and how fast the program writes.
   void estimate(std::uint64_t bytes_remaining, std::uint64_t dirty_bytes_per_s);
   // Asked by the ticking thread: bytes that have left so far. Set once the links stand.

@@ -20,7 +20,7 @@ namespace godwit::migrate {
 namespace {
 
 constexpr std::uint32_t default_streams = 2;
-constexpr std::int64_t connect_ms_max = 30'000;
+constexpr std::int64_t connect_ms_max = 60'000;
 constexpr std::int64_t message_ms_max = 60'000;
 constexpr std::int64_t drain_ms_max = 24 * 3'600'000;
 // Runs in one message: some 12 bytes each.

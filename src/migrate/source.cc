@@ -17,6 +17,7 @@
 #include "capture/freeze.h"
 #include "memory/source_memory.h"
 #include "migrate/capsule_files.h"
+#include "migrate/clock_difference.h"
 #include "migrate/commit_record.h"
 #include "migrate/file_identity.h"
 #include "migrate/round_policy.h"
@@ -36,8 +37,19 @@ constexpr std::uint32_t default_streams = 2;
 constexpr std::int64_t prepare_ms_max = 120'000;
 // How long it may take in the freeze before we rather go on here.
 constexpr std::int64_t finish_ms_max = 60'000;
-// After the grant was sent: then the doubt is the daemon's, which asks as long as it takes.
-constexpr std::int64_t running_ms_max = 15'000;
+// After the grant was sent: then the doubt is the daemon's, which asks as long as it takes. (A cut
+// link is noticed sooner.)
+constexpr std::int64_t running_ms_max = 60'000;
+
+// Probes of the target's clocks: a few, more while they say little. An idle pair of nodes is done
+// after 0.2 ms; on a busy one most probes wait for a processor, and some don't.
+constexpr int clock_probes_min = 4;
+constexpr int clock_probes_max = 64;
+constexpr std::int64_t clock_width_ns_wanted = 40'000;
+constexpr std::int64_t clock_patience_ns = 20'000'000;
+
+// How long we listen for the reason why a target takes no more links.
+constexpr std::int64_t last_words_ms_max = 1'000;
 
 // A running program can remove files faster than we describe it, but not forever.
 constexpr int describe_attempts_max = 5;
@@ -72,12 +84,13 @@ class Source {
   Result<void> survey(image::Capsule& image, const PidMap& node_pids);
   Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
   Result<void> follow_changes();
-  Result<void> send_clocks();
+  Result<void> compare_clocks();
   static std::vector<memory::RoundOptions::Range> touched_at_once(const image::Capsule& image);
   Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
                                         std::vector<memory::RoundOptions::Range> eager = {});
   Result<void> expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
                       std::int64_t timeout_ms);
+  Error failure(const wire::Failed& failed) const;
   Error refused(const std::vector<std::string>& reasons) const;
   void note_round(const memory::RoundStats& stats);
   void conclude(const Error& error);
@@ -197,12 +210,22 @@ Result<void> Source::connect() {
     return transport::connect(order_.target_address(), port, token, kind, index, {});
   };
   control_ = TRY(link(transport::LinkKind::control, 0));
-  std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
-  for (std::uint32_t i = 0; i < streams; ++i) {
-    data_.push_back(TRY(link(transport::LinkKind::data, i)));
-    streams_.push_back(data_.back().fd());
+  auto others = [&]() -> Result<void> {
+    std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
+    for (std::uint32_t i = 0; i < streams; ++i) {
+      data_.push_back(TRY(link(transport::LinkKind::data, i)));
+      streams_.push_back(data_.back().fd());
+    }
+    urgent_ = TRY(link(transport::LinkKind::urgent, 0));
+    return {};
+  };
+  if (Result<void> connected = others(); !connected.ok()) {
+    // A target that has given up says why on the first link, and hears no more.
+    wire::ToSource reply;
+    Result<void> told = control_.receive(reply, last_words_ms_max);
+    if (told.ok() && reply.has_failed()) return failure(reply.failed());
+    return connected;
   }
-  urgent_ = TRY(link(transport::LinkKind::urgent, 0));
   reporter_.watch([this] { return transport::bytes_acknowledged(streams_); });
   wire::ToSource hello;
   TRY(expect(hello, wire::ToSource::kHello, prepare_ms_max));
@@ -210,13 +233,16 @@ Result<void> Source::connect() {
   return {};
 }
 
+Error Source::failure(const wire::Failed& failed) const {
+  const std::string reason = fmt::format("the target: {}", failed.reason());
+  return failed.refused() ? refused({reason}) : Error(Errc::peer_lost, reason);
+}
+
 // The next message from the target must be `which`; a `failed` one is the target's reason.
 Result<void> Source::expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
                             std::int64_t timeout_ms) {
   TRY(control_.receive(reply, timeout_ms).with("target"));
-  if (reply.has_failed())
-    return make_error(reply.failed().refused() ? Errc::refused : Errc::peer_lost, "the target: {}",
-                      reply.failed().reason());
+  if (reply.has_failed()) return failure(reply.failed());
   if (reply.message_case() != which)
     return make_error(Errc::invalid, "the target sent message {}, expected {}",
                       static_cast<int>(reply.message_case()), static_cast<int>(which));
@@ -284,24 +310,40 @@ Result<void> Source::follow_changes() {
   }
 }
 
-// Small and by itself: the capsule's clocks on the target are behind by what this message takes,
-// and the target waits that out in the freeze.
-Result<void> Source::send_clocks() {
+// The capsule's clocks against the target's, while everything still runs: so the target can set
+// them for good, whatever later messages take.
+Result<void> Source::compare_clocks() {
   std::vector<pid_t> pids = TRY(shell_->tree().pids());
   if (pids.empty()) return make_error(Errc::tracee_gone, "the program has ended");
   sys::TimeOffsets theirs = TRY(sys::time_offsets_of(pids.front()));
   sys::TimeOffsets ours = TRY(sys::time_offsets_of(::getpid()));
+  ClockDifference monotonic, boottime;
+  const std::int64_t began_ns = monotonic_ns();
+  for (int probe = 0; probe < clock_probes_max; ++probe) {
+    wire::ToTarget question;
+    question.mutable_clock_probe();
+    wire::ToSource reply;
+    const std::int64_t sent_ns = monotonic_ns(), sent_boottime_ns = boottime_ns();
+    TRY(control_.send(question));
+    TRY(expect(reply, wire::ToSource::kClockReply, prepare_ms_max));
+    const std::int64_t received_ns = monotonic_ns(), received_boottime_ns = boottime_ns();
+    monotonic.add(sent_ns, reply.clock_reply().monotonic_ns(), received_ns);
+    boottime.add(sent_boottime_ns, reply.clock_reply().boottime_ns(), received_boottime_ns);
+    const bool close = monotonic.width_ns() <= clock_width_ns_wanted;
+    if (probe + 1 >= clock_probes_min && (close || received_ns - began_ns > clock_patience_ns))
+      break;
+  }
+  LOG(debug, "clocks compared to within {} ns", monotonic.width_ns());
   wire::ToTarget message;
-  image::Clocks& clocks = *message.mutable_clocks();
-  clocks.set_monotonic_ns(monotonic_ns() + theirs.monotonic_ns - ours.monotonic_ns);
-  clocks.set_boottime_ns(boottime_ns() + theirs.boottime_ns - ours.boottime_ns);
-  clocks.set_realtime_ns(realtime_ns());
+  message.mutable_clocks()->set_monotonic_ns(monotonic.ns() + theirs.monotonic_ns -
+                                             ours.monotonic_ns);
+  message.mutable_clocks()->set_boottime_ns(boottime.ns() + theirs.boottime_ns - ours.boottime_ns);
   return control_.send(message);
 }
 
 Result<void> Source::prepare() {
   reporter_.phase("prepare");
-  TRY(send_clocks());
+  TRY(compare_clocks());
   return follow_changes();
 }
 
@@ -487,7 +529,8 @@ Result<void> Source::commit(capture::FrozenTree& tree) {
 }
 
 Result<void> Source::drain() {
-  reporter_.phase("drain");
+  reporter_.phase(drain_phase);
+  reporter_.tell();  // So that people's requests go to the target from now on.
   memory::DrainStats stats = TRY(memory_.serve(urgent_.fd(), streams_, next_round_++));
   wire::Report& report = reporter_.report();
   report.set_bytes_sent(report.bytes_sent() + stats.bytes);

@@ -27,12 +27,14 @@ namespace godwit::migrate {
 namespace {
 
 // The source connects at once; a stranger can't, for want of the token.
-constexpr std::int64_t connect_ms_max = 30'000;
+constexpr std::int64_t connect_ms_max = 60'000;
 // Between two messages before the freeze: a round of a large capsule over a slow link.
 constexpr std::int64_t message_ms_max = 3'600'000;
 constexpr std::int64_t round_ms_max = 3'600'000;
 constexpr std::int64_t drain_ms_max = 24 * 3'600'000;
 constexpr std::uint32_t default_streams = 2;
+// How long a target that can't go on waits for a source to tell it why.
+constexpr std::int64_t last_words_ms_max = 5'000;
 
 class Target {
  public:
@@ -56,7 +58,8 @@ class Target {
   Result<void> on_grant(Epoch epoch);
   Result<void> drain();
   void give_up(const Error& error);
-  Result<void> on_clocks(const image::Clocks& clocks);
+  void await_control();
+  Result<void> on_clock_probe();
   Result<memory::SpaceTarget> lookup(memory::SpaceId space);
   Result<void> drop(memory::SpaceId space, std::span<const memory::PageRun> runs);
   Result<void> publish_targets(const image::Capsule& image);
@@ -128,12 +131,23 @@ void Target::give_up(const Error& error) {
   restorer_.reset();
   if (shell_)
     if (Result<void> r = shell_->destroy(); !r.ok()) LOG(error, "destroy: {}", r.error().what());
+  if (!control_.valid()) await_control();
   if (!control_.valid()) return;
   wire::ToSource message;
   message.mutable_failed()->set_reason(error.what());
   message.mutable_failed()->set_refused(error.code() == Errc::refused);
   if (Result<void> sent = control_.send(message); !sent.ok())
     LOG(info, "source not told: {}", sent.error().what());
+}
+
+// The source was told that we listen, and connects at once: it shall hear why in vain.
+void Target::await_control() {
+  const std::int64_t deadline_us = monotonic_us() + last_words_ms_max * 1000;
+  while (listener_ && !control_.valid() && monotonic_us() < deadline_us) {
+    Result<transport::Link> link = listener_->accept((deadline_us - monotonic_us()) / 1000);
+    if (!link.ok()) return;
+    if (link->kind() == transport::LinkKind::control) control_ = std::move(link).value();
+  }
 }
 
 Result<void> Target::reserve() {
@@ -194,8 +208,12 @@ Result<void> Target::build() {
     wire::ToTarget message;
     TRY(control_.receive(message, message_ms_max).with("source"));
     switch (message.message_case()) {
+      case wire::ToTarget::kClockProbe:
+        TRY(on_clock_probe());
+        break;
       case wire::ToTarget::kClocks:
-        TRY(on_clocks(message.clocks()));
+        TRY(restorer_->align_clocks(message.clocks().monotonic_ns(),
+                                    message.clocks().boottime_ns()));
         break;
       case wire::ToTarget::kPrepare:
         TRY(on_prepare(message.prepare().so_far()));
@@ -219,10 +237,12 @@ Result<void> Target::build() {
   return {};
 }
 
-// At once: every microsecond between the source's clocks and this call is one that the capsule's
-// clocks are behind.
-Result<void> Target::on_clocks(const image::Clocks& clocks) {
-  return restorer_->align_clocks(clocks.monotonic_ns(), clocks.boottime_ns());
+// At once: what passes between the message's arrival and this look counts as its way here.
+Result<void> Target::on_clock_probe() {
+  wire::ToSource reply;
+  reply.mutable_clock_reply()->set_monotonic_ns(monotonic_ns());
+  reply.mutable_clock_reply()->set_boottime_ns(boottime_ns());
+  return control_.send(reply);
 }
 
 // On receiving threads: only what publish_targets left there.

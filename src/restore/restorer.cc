@@ -42,8 +42,8 @@ namespace {
 
 constexpr std::uint32_t private_file_bit = 0x8000'0000;
 constexpr unsigned threads_at_once = Arena::lanes_max - 1;
-// How far the capsule's clocks may be behind the source's at the freeze. More means that they were
-// aligned by a message that took longer than the whole transfer since.
+// How far the capsule's clocks may be behind the source's at the freeze. More means that somebody
+// told us nonsense.
 constexpr std::int64_t clock_wait_ns_max = 1'000'000'000;
 
 }  // namespace
@@ -106,10 +106,11 @@ Result<Restorer> Restorer::create(SkeletonSource& source) {
   return Restorer(std::make_unique<Impl>(source, TRY(source.root())));
 }
 
-Result<void> Restorer::align_clocks(std::int64_t monotonic_ns, std::int64_t boottime_ns) {
+Result<void> Restorer::align_clocks(std::int64_t monotonic_delta_ns,
+                                    std::int64_t boottime_delta_ns) {
   INVARIANT(!impl_->time_namespace, "the clocks are set once");
-  impl_->monotonic_delta_ns = monotonic_ns - godwit::monotonic_ns();
-  impl_->boottime_delta_ns = boottime_ns - godwit::boottime_ns();
+  impl_->monotonic_delta_ns = monotonic_delta_ns;
+  impl_->boottime_delta_ns = boottime_delta_ns;
   impl_->time_namespace =
       TRY(impl_->source.set_clocks(impl_->monotonic_delta_ns, impl_->boottime_delta_ns));
   return {};
@@ -243,14 +244,13 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   const image::Process& p = final.processes(0);
   if (m.prepared_final != &final) TRY(prepare_final(final));
   if (!m.time_namespace) {
-    TRY(align_clocks(final.clocks().monotonic_ns() + frozen_ns,
-                     final.clocks().boottime_ns() + frozen_ns));
+    TRY(align_clocks(final.clocks().monotonic_ns() + frozen_ns - godwit::monotonic_ns(),
+                     final.clocks().boottime_ns() + frozen_ns - godwit::boottime_ns()));
     TRY(m.enter_time_namespace());
     TRY(m.set_threads(p));
   }
-  // What is left of sleeps and timers is time of the capsule's clock. That is behind by what the
-  // message took which set it; by this node's clock a sleep would seem to end early (14 ms on a
-  // busy machine). Less than 0: not there yet.
+  // What is left of sleeps and timers is time of the capsule's clock, which may be behind a little;
+  // by this node's clock a sleep would seem to end early. Less than 0: not there yet.
   frozen_ns = godwit::monotonic_ns() + m.monotonic_delta_ns - final.clocks().monotonic_ns();
   Skeleton& skeleton = m.process->skeleton;
   TRY(m.private_files.finish(final));
@@ -274,8 +274,8 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   return m.wait_for_clocks(final.clocks());
 }
 
-// The program must not see its clocks go back. They were set by a message that took some time; all
-// that happened since (the last pages, this restore) normally took longer.
+// The program must not see its clocks go back. They were set to within some microseconds; all that
+// happened since the freeze (the last pages, this restore) normally took longer.
 Result<void> Restorer::Impl::wait_for_clocks(const image::Clocks& clocks) const {
   std::int64_t behind =
       std::max(clocks.monotonic_ns() - (godwit::monotonic_ns() + monotonic_delta_ns),

@@ -1,7 +1,7 @@
 // Rebuilds the processes of an image in a capsule's shell on the target node.
 //
 //   Restorer restorer = TRY(Restorer::create(source));
-//   restorer.align_clocks(...)         as soon as a (small) message tells the source's clocks
+//   restorer.align_clocks(...)         as soon as the source knows how the clocks differ
 //   restorer.prepare(image so far)     any number of times, the program still runs on the source
 //     ... pages are written through space() ...
 //   restorer.prepare_final(image)      frozen on the source: what changed since; then the last
@@ -46,11 +46,11 @@ class Restorer {
   Restorer& operator=(Restorer&&) = delete;
   ~Restorer();
 
-  // What the capsule's clocks show now: call on receipt, at once. The capsule's clocks are then
-  // behind by the time the message took, never ahead; finish() waits the difference out, which the
-  // transfer has normally eaten up. Without this call the time namespace is made by finish(), and
+  // What the capsule's clocks show minus what this node's show. Found out by messages, so it may be
+  // wrong by some microseconds; if the capsule's clocks are behind, finish() waits that out, so the
+  // program never sees them go back. Without this call the time namespace is made by finish(), and
   // so must be all threads (85 us each): early is better.
-  Result<void> align_clocks(std::int64_t monotonic_ns, std::int64_t boottime_ns);
+  Result<void> align_clocks(std::int64_t monotonic_delta_ns, std::int64_t boottime_delta_ns);
 
   // Skeletons, private files, mappings, threads. Only differences to the last call cost.
   Result<void> prepare(const image::Capsule& so_far);

@@ -690,7 +690,7 @@ TEST_F(RestorerTest, OnlyWhatChangedSinceTheFirstImageIsDoneAgain) {
   auto pid = (*source)->spawn(program_pid);
   ASSERT_TRUE(pid.ok() && (*source)->read_byte().ok() && wait_until_asleep(*pid).ok());
   auto restorer = Restorer::create(**target);
-  ASSERT_TRUE(restorer.ok() && restorer->align_clocks(monotonic_ns(), boottime_ns()).ok());
+  ASSERT_TRUE(restorer.ok() && restorer->align_clocks(0, 0).ok());
   for (int round = 0; round < 2; ++round) {
     auto looked_at = StoppedProgram::stop(*pid, program_pid);
     ASSERT_TRUE(looked_at.ok());

@@ -657,8 +657,7 @@ Result<Moved> move_program(const std::function<int()>& program, const ChangeImag
   std::int64_t stopped_at = monotonic_ns();
   if (change) change(m.image);
   m.restorer = std::make_unique<Restorer>(TRY(Restorer::create(*m.target)));
-  TRY(m.restorer->align_clocks(monotonic_ns() + 2 * hour_ns,
-                               boottime_ns() + hour_ns));  // A fast message.
+  TRY(m.restorer->align_clocks(2 * hour_ns, hour_ns));
   std::int64_t at = monotonic_us();
   auto lap = [&](std::int64_t& us) { us = std::exchange(at, monotonic_us()), us = at - us; };
   TRY(m.restorer->prepare(m.image));

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/thread_name.h"
 #include "rpc/api.h"
 
 namespace godwit::rpc {
@@ -18,6 +19,7 @@ class AttachReader {
   AttachReader(AttachChannel& channel, std::function<bool(const api::AttachRequest&)> request,
                std::function<void()> end)
       : channel_(channel), thread_([this, request = std::move(request), end = std::move(end)] {
+          name_thread("attached");
           api::AttachRequest message;
           while (channel_.read(message) && request(message)) {
           }

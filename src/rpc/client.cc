@@ -2,6 +2,9 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "base/io.h"
 #include "rpc/attach_reader.h"
 #include "rpc/status.h"
@@ -17,14 +20,41 @@ using std::chrono::seconds;
 // Longest that a call which changes something may take before the caller stops waiting.
 constexpr seconds change_limit{60};
 
+// A reservation makes a worker listen, the question for an outcome may do as well; both end sooner
+// when the connection does.
+constexpr seconds reserve_limit{60};
+constexpr seconds outcome_limit{60};
+// The target finds out by itself, if it doesn't hear it.
+constexpr seconds release_limit{10};
+
 // Connections are made by whoever waits for an answer: while nobody does, gRPC looks at a
 // connecting socket every 5 s only, and calls meanwhile fail at once. So every call first lends its
 // thread for a moment, if it isn't connected.
-constexpr milliseconds connect_patience{300};
+constexpr milliseconds connect_patience{3000};
 
-void help_connect(grpc::Channel& channel) {
+// An answer that is late is not a dead node: on a machine with load 60 some took 5 s. So a node is
+// waited for long, as long as it has been answering. Once it has not, questions to it are short
+// until it answers again: else one dead node would make every `ps` slow.
+constexpr milliseconds patience_with_the_silent{1000};
+
+class Patience {
+ public:
+  milliseconds connect() const { return silent_ ? patience_with_the_silent / 2 : connect_patience; }
+  milliseconds query(milliseconds limit) const {
+    return silent_ && limit.count() > 0 ? std::min(limit, 2 * patience_with_the_silent) : limit;
+  }
+  void learn(const grpc::Status& status) {
+    silent_ = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+              status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
+  }
+
+ private:
+  std::atomic<bool> silent_{false};
+};
+
+void help_connect(grpc::Channel& channel, const Patience& patience) {
   if (channel.GetState(true) != GRPC_CHANNEL_READY) {
-    channel.WaitForConnected(std::chrono::system_clock::now() + connect_patience);
+    channel.WaitForConnected(std::chrono::system_clock::now() + patience.connect());
   }
 }
 
@@ -59,20 +89,22 @@ class ClientAttachStream final : public AttachStream {
 class ApiClientImpl final : public ApiClient {
  public:
   // `query` of zero: no deadlines (a person waits, and can press ^C).
-  ApiClientImpl(std::shared_ptr<grpc::Channel> channel, bool send_uid, milliseconds query)
+  ApiClientImpl(std::shared_ptr<grpc::Channel> channel, bool send_uid, milliseconds query,
+                std::shared_ptr<Patience> patience)
       : channel_(std::move(channel)),
         stub_(api::Api::NewStub(channel_)),
         send_uid_(send_uid),
-        query_(query) {}
+        query_(query),
+        patience_(std::move(patience)) {}
 
   Result<api::RunReply> run(const Call& c, const api::RunRequest& q) override {
     return unary(c, q, change_limit, &api::Api::Stub::Run);
   }
   Result<api::PsReply> ps(const Call& c, const api::PsRequest& q) override {
-    return unary(c, q, query_, &api::Api::Stub::Ps);
+    return unary(c, q, patience_->query(query_), &api::Api::Stub::Ps);
   }
   Result<api::NodesReply> nodes(const Call& c, const api::NodesRequest& q) override {
-    return unary(c, q, query_, &api::Api::Stub::Nodes);
+    return unary(c, q, patience_->query(query_), &api::Api::Stub::Nodes);
   }
   Result<api::WaitReply> wait(const Call& c, const api::WaitRequest& q) override {
     return unary(c, q, change_limit, &api::Api::Stub::Wait);
@@ -91,7 +123,7 @@ class ApiClientImpl final : public ApiClient {
     return unary(c, q, change_limit, &api::Api::Stub::CanMigrate);
   }
   Result<api::HistoryReply> history(const Call& c, const api::HistoryRequest& q) override {
-    return unary(c, q, query_, &api::Api::Stub::History);
+    return unary(c, q, patience_->query(query_), &api::Api::Stub::History);
   }
   Result<api::DoctorReply> doctor(const Call& c, const api::DoctorRequest& q) override {
     return unary(c, q, change_limit, &api::Api::Stub::Doctor);
@@ -120,7 +152,7 @@ class ApiClientImpl final : public ApiClient {
 
  private:
   std::unique_ptr<grpc::ClientContext> context(const Call& call, milliseconds limit) const {
-    help_connect(*channel_);
+    help_connect(*channel_, *patience_);
     auto context = std::make_unique<grpc::ClientContext>();
     if (send_uid_) context->AddMetadata("godwit-uid", fmt::format("{}", call.uid));
     if (send_uid_ && limit.count() > 0) {
@@ -136,6 +168,7 @@ class ApiClientImpl final : public ApiClient {
     Reply reply;
     auto ctx = context(call, limit);
     const grpc::Status status = (stub_.get()->*method)(ctx.get(), request, &reply);
+    patience_->learn(status);
     if (!status.ok()) return from_status(status);
     return reply;
   }
@@ -159,6 +192,7 @@ class ApiClientImpl final : public ApiClient {
   std::unique_ptr<api::Api::Stub> stub_;
   bool send_uid_;
   milliseconds query_;
+  std::shared_ptr<Patience> patience_;
 };
 
 Result<void> ApiClientImpl::attach(const Call& call, const api::AttachRequest::Open& open,
@@ -203,27 +237,28 @@ class NodeClientImpl final : public NodeClient {
       : name_(std::move(name)),
         channel_(channel),
         stub_(node::Node::NewStub(channel)),
-        api_(channel, true, query),
+        patience_(std::make_shared<Patience>()),
+        api_(channel, true, query, patience_),
         query_(query) {}
 
   ApiClient& api() override { return api_; }
   Result<api::NodeInfo> status(const node::StatusRequest& q) override {
-    return unary(q, query_, &node::Node::Stub::Status);
+    return unary(q, patience_->query(query_), &node::Node::Stub::Status);
   }
   Result<node::FindReply> find(const node::FindRequest& q) override {
-    return unary(q, query_, &node::Node::Stub::Find);
+    return unary(q, patience_->query(query_), &node::Node::Stub::Find);
   }
   Result<node::ClaimNameReply> claim_name(const node::ClaimNameRequest& q) override {
-    return unary(q, query_, &node::Node::Stub::ClaimName);
+    return unary(q, patience_->query(query_), &node::Node::Stub::ClaimName);
   }
   Result<node::ReserveReply> reserve(const std::string&, const node::ReserveRequest& q) override {
-    return unary(q, seconds(30), &node::Node::Stub::Reserve);
+    return unary(q, reserve_limit, &node::Node::Stub::Reserve);
   }
   Result<node::ReleaseReply> release(const std::string&, const node::ReleaseRequest& q) override {
-    return unary(q, seconds(5), &node::Node::Stub::Release);
+    return unary(q, release_limit, &node::Node::Stub::Release);
   }
   Result<node::OutcomeReply> outcome(const std::string&, const node::OutcomeRequest& q) override {
-    return unary(q, seconds(5), &node::Node::Stub::Outcome);
+    return unary(q, outcome_limit, &node::Node::Stub::Outcome);
   }
 
  private:
@@ -231,11 +266,12 @@ class NodeClientImpl final : public NodeClient {
   Result<Reply> unary(const Request& request, milliseconds limit,
                       grpc::Status (node::Node::Stub::*method)(grpc::ClientContext*, const Request&,
                                                                Reply*)) {
-    help_connect(*channel_);
+    help_connect(*channel_, *patience_);
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + limit);
     Reply reply;
     const grpc::Status status = (stub_.get()->*method)(&context, request, &reply);
+    patience_->learn(status);
     if (!status.ok()) return from_status(status).with(fmt::format("node {}", name_));
     return reply;
   }
@@ -243,6 +279,7 @@ class NodeClientImpl final : public NodeClient {
   std::string name_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<node::Node::Stub> stub_;
+  std::shared_ptr<Patience> patience_;
   ApiClientImpl api_;
   milliseconds query_;
 };
@@ -253,8 +290,9 @@ grpc::ChannelArguments channel_arguments() {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 300);
   // In spite of its name: how long one attempt may take. A busy machine's daemon needs some time to
-  // answer; attempts that were cut off at 200 ms made a restart last 4 s.
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
+  // answer; attempts that were cut off at 200 ms made a restart last 4 s. Not longer than this,
+  // since behind a cut link the kernel repeats its first packet after 1, 3, 7 and 15 s.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10'000);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // What was sent once may have been done.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -266,7 +304,8 @@ grpc::ChannelArguments channel_arguments() {
 std::unique_ptr<ApiClient> connect_unix(const std::string& path) {
   auto channel = grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(),
                                            channel_arguments());
-  return std::make_unique<ApiClientImpl>(std::move(channel), false, milliseconds(0));
+  return std::make_unique<ApiClientImpl>(std::move(channel), false, milliseconds(0),
+                                         std::make_shared<Patience>());
 }
 
 Result<std::unique_ptr<NodeClient>> connect_node(const std::string& name,
@@ -278,8 +317,10 @@ Result<std::unique_ptr<NodeClient>> connect_node(const std::string& name,
   options.pem_private_key = TRY(read_file(tls.key));
   grpc::ChannelArguments arguments = channel_arguments();
   arguments.SetSslTargetNameOverride(name);  // The certificate names the node, not its address.
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 2000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
+  // For streams, which have no deadline. gRPC makes the second figure TCP's limit too: so after a
+  // cut that was longer, a new connection is tried rather than the old one's next retransmission.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   auto channel = grpc::CreateCustomChannel(address, grpc::SslCredentials(options), arguments);
   return std::unique_ptr<NodeClient>(

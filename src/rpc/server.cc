@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "base/unique_fd.h"
 #include "rpc/status.h"
 #include "wire/api.grpc.pb.h"
@@ -352,7 +353,10 @@ class UnixServerImpl final : public UnixServer {
  public:
   UnixServerImpl(UniqueFd listener, UniqueFd stop, Api& api, UnixLimits limits)
       : listener_(std::move(listener)), stop_(std::move(stop)), api_(api), limits_(limits) {
-    thread_ = std::thread([this] { accept_loop(); });
+    thread_ = std::thread([this] {
+      name_thread("people");
+      accept_loop();
+    });
   }
   ~UnixServerImpl() override {
     const std::uint64_t one = 1;

@@ -34,8 +34,8 @@
 namespace godwit::sys {
 namespace {
 
-constexpr std::int64_t freeze_us_max = 5'000'000;
-constexpr std::int64_t kill_us_max = 10'000'000;
+constexpr std::int64_t freeze_us_max = 20'000'000;
+constexpr std::int64_t kill_us_max = 60'000'000;
 constexpr int spins_before_sleep = 200;
 constexpr long poll_ns = 200'000;
 constexpr std::int64_t cfs_period_us = 100'000;

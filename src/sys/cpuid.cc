@@ -133,6 +133,15 @@ std::uint64_t read_xcr0() {
   return std::uint64_t{high} << 32 | low;
 }
 
+std::string pack(std::span<const Record> records) {
+  INVARIANT(records.size() <= records_max);
+  std::string packed;
+  packed.push_back(static_cast<char>(format_version));
+  packed.push_back(static_cast<char>(records.size()));
+  packed.append(reinterpret_cast<const char*>(records.data()), records.size() * sizeof(Record));
+  return packed;
+}
+
 Result<std::vector<Record>> unpack(std::string_view packed) {
   if (packed.size() < 2 || packed[0] != format_version ||
       packed.size() != 2 + static_cast<unsigned char>(packed[1]) * sizeof(Record))
@@ -193,13 +202,7 @@ std::string cpu_features() {
       {xcr0_leaf,
        0,
        {static_cast<std::uint32_t>(xcr0), 0, 0, static_cast<std::uint32_t>(xcr0 >> 32)}});
-  INVARIANT(records.size() <= records_max);
-
-  std::string packed;
-  packed.push_back(static_cast<char>(format_version));
-  packed.push_back(static_cast<char>(records.size()));
-  packed.append(reinterpret_cast<const char*>(records.data()), records.size() * sizeof(Record));
-  return packed;
+  return pack(records);
 }
 
 Result<std::vector<std::string>> missing_features(std::string_view source,
@@ -207,6 +210,26 @@ Result<std::vector<std::string>> missing_features(std::string_view source,
   std::vector<Record> from = TRY(unpack(source).with("source"));
   std::vector<Record> to = TRY(unpack(target).with("target"));
   return names(from, to);
+}
+
+Result<std::string> without_features(std::string_view features,
+                                     const std::vector<std::string>& hidden) {
+  std::vector<Record> records = TRY(unpack(features));
+  for (const std::string& name : hidden) {
+    bool known = false;
+    for (const Word& word : words) {
+      for (int bit = 0; bit < 32; ++bit) {
+        if (word.name(bit) == "-" || describe(word, bit) != name) continue;
+        known = true;
+        for (Record& record : records) {
+          if (record.leaf == word.leaf && record.subleaf == word.subleaf)
+            record.registers[word.which] &= ~(1u << bit);
+        }
+      }
+    }
+    if (!known) return make_error(Errc::invalid, "there is no processor feature {}", name);
+  }
+  return pack(records);
 }
 
 Result<std::vector<std::string>> feature_names(std::string_view features) {

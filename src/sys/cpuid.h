@@ -20,6 +20,10 @@ std::string cpu_features();
 // no name here). Empty: everything is there. Fails on bytes that are not from cpu_features().
 Result<std::vector<std::string>> missing_features(std::string_view source, std::string_view target);
 
+// `features` without those, named as above. Errc::invalid if a name is nobody's.
+Result<std::string> without_features(std::string_view features,
+                                     const std::vector<std::string>& hidden);
+
 // All that are there, in words, for doctor.
 Result<std::vector<std::string>> feature_names(std::string_view features);
 

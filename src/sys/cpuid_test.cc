@@ -66,6 +66,15 @@ TEST(Cpuid, ALeafThatTheTargetDoesNotHaveAtAllIsMissing) {
   EXPECT_EQ(*missing, *feature_names(source));
 }
 
+TEST(Cpuid, AHiddenFeatureIsOneThatATargetLacks) {
+  const std::string source = cpu_features();
+  Result<std::string> target = without_features(source, {"sse2", "sse3"});
+  ASSERT_TRUE(target.ok()) << target.error().what();
+  EXPECT_EQ(*missing_features(source, *target), (std::vector<std::string>{"sse3", "sse2"}));
+  EXPECT_EQ(*without_features(source, {}), source);
+  EXPECT_FALSE(without_features(source, {"sse9"}).ok());
+}
+
 TEST(Cpuid, RefusesBytesThatAreNotFeatures) {
   EXPECT_FALSE(missing_features("", cpu_features()).ok());
   EXPECT_FALSE(missing_features(cpu_features(), cpu_features() + "x").ok());

@@ -38,8 +38,9 @@ Result<Token> token_from_bytes(std::string_view bytes);  // Errc::invalid unless
 enum class LinkKind : std::uint8_t { control = 1, data = 2, urgent = 3 };
 
 struct LinkOptions {
-  std::int64_t dead_after_ms = 10'000;  // A peer silent for so long (not answering TCP) is lost.
-  std::int64_t connect_timeout_ms = 5'000;  // Connect and handshake.
+  // A peer is lost that doesn't answer TCP for so long, or takes no data (a closed window counts).
+  std::int64_t dead_after_ms = 15'000;
+  std::int64_t connect_timeout_ms = 20'000;  // Connect and handshake.
   std::uint64_t bytes_per_s_max = 0;        // Data links: pacing by the kernel; 0: none.
 };
 
@@ -88,7 +89,7 @@ Result<Link> connect(const std::string& address, std::uint16_t port, const Token
 class Listener {
  public:
   static constexpr std::size_t strangers_max = 32;
-  static constexpr std::int64_t handshake_ms_max = 3'000;
+  static constexpr std::int64_t handshake_ms_max = 10'000;
 
   // `address` is numeric, IPv4 or IPv6; port 0 takes a free one.
   static Result<Listener> open(const std::string& address, std::uint16_t port, const Token& token,

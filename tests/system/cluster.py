@@ -58,8 +58,8 @@ class Cluster:
             raise CommandFailed(f"godwit {' '.join(args)}: status {result.status}\n{result.text()}")
         return result
 
-    def up(self):
-        self.must("local", "up", "--nodes", str(NODES), "--name", self.name)
+    def up(self, *options):
+        self.must("local", "up", "--nodes", str(NODES), "--name", self.name, *options)
 
     def down(self):
         self.must("local", "down", "--name", self.name)

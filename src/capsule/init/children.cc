@@ -35,7 +35,8 @@
 namespace godwit::init {
 namespace {
 
-constexpr int child_ms_max = 20'000;  // A slow file system may have to find the program first.
+constexpr int child_ms_max = 60'000;      // A slow file system may have to find the program first.
+constexpr int oom_score_adj_most = 1000;  // OOM_SCORE_ADJ_MAX
 
 constexpr std::size_t forker_stack_bytes = 256 * 1024;
 
@@ -59,6 +60,17 @@ long clone_child(const TreeEntrance& tree, pid_t wanted, bool into_cgroup, int& 
 
 bool join(int procs) { return procs < 0 || ::write(procs, "0", 1) == 1; }
 
+// Of ourselves. Where it can't be told nothing is lost but a preference.
+Fail set_oom_score_adj(int value) {
+  int fd = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return ok();
+  char text[16];
+  int length = std::snprintf(text, sizeof(text), "%d", value);
+  bool written = ::write(fd, text, static_cast<std::size_t>(length)) == length;
+  ::close(fd);
+  return written ? ok() : fail("write of oom_score_adj");
+}
+
 // In the child, first of all.
 Fail enter_tree(const TreeEntrance& tree, bool in_v2) {
   if (!in_v2 && !join(tree.v2_procs)) return fail("enter the v2 control group");
@@ -67,15 +79,7 @@ Fail enter_tree(const TreeEntrance& tree, bool in_v2) {
     return fail("enter the cgroup namespace");
   if (tree.time_namespace >= 0 && ::setns(tree.time_namespace, CLONE_NEWTIME) != 0)
     return fail("enter the time namespace");
-  int fd = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-  if (fd >= 0) {
-    char text[16];
-    int length = std::snprintf(text, sizeof(text), "%d", tree.oom_score_adj);
-    bool written = ::write(fd, text, static_cast<std::size_t>(length)) == length;
-    ::close(fd);
-    if (!written) return fail("write of oom_score_adj");
-  }
-  return ok();
+  return set_oom_score_adj(tree.oom_score_adj);
 }
 
 void reset_signals() {
@@ -231,6 +235,9 @@ Fail make_skeleton_here(const TreeEntrance& tree, pid_t pid, Child& out, int& ch
   Fail made = fork_into_tree(tree, pid, out, side, in_v2);
   if (side == Side::child) {
     Fail entered = enter_tree(tree, in_v2);
+    // A copy that has not started is what this node can best do without, should its memory run out:
+    // the program goes on at its source. The restore sets the program's own value.
+    if (!entered.failed()) entered = set_oom_score_adj(oom_score_adj_most);
     if (entered.failed()) report_and_die(report[1], entered);
     be_skeleton(report[1], pair[1]);
   }
