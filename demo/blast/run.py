@@ -155,7 +155,7 @@ def run_and_move(godwit, search, output, seconds):
 def print_table(moves):
     rows = [("mode", "from", "to", "total", "downtime", "sent", "pages", "zero", "rounds")]
     for move in moves:
-        rows.append((move["mode"], move["source"], move["target"], f"{move['total_us'] / 1000:.1f} ms",
+        rows.append((move["mode_asked"], move["source"], move["target"], f"{move['total_us'] / 1000:.1f} ms",
                      f"{move['downtime_us'] / 1000:.2f} ms", f"{move['bytes_sent'] / 2**20:.1f} MiB",
                      str(move["pages_sent"]), str(move["pages_zero"]), str(len(move["rounds"]))))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

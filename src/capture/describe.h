@@ -29,7 +29,8 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree);
 
 // The same for what only the program itself can be asked: stops it for about half a millisecond and
 // injects. Preconditions: preflight found nothing; the tree runs, and nobody else stops it.
-Result<std::vector<std::string>> preflight_inside(const TreeRef& tree);
+Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
+                                                  std::uint64_t* kernel_needs = nullptr);
 
 // A userfaultfd of the process, made inside it and fetched here; inside, it is closed again.
 // UFFDIO_API hasn't been called. A full one where the process may have it, else one for user mode

@@ -13,6 +13,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <charconv>
 #include <cstring>
 
@@ -33,6 +35,17 @@ constexpr std::uint64_t xfeature_xtile_data = 1ULL << 18;
 constexpr int last_signal = 64;
 constexpr int speculation_kinds = 3;               // Store bypass, indirect branch, L1D flush.
 constexpr std::size_t mempolicy_mask_bytes = 128;  // 1024 nodes.
+
+struct ExpeditedBarrier {
+  int command;
+  std::uint32_t registration;
+};
+constexpr std::array<ExpeditedBarrier, 3> expedited{{
+    {MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED},
+    {MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE,
+     MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE},
+    {MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ},
+}};
 
 struct KernelSigaction {
   std::uint64_t handler, flags, restorer, mask;
@@ -106,7 +119,7 @@ class ProcessQuestions {
     memory_merge_ = batch_.call(SYS_prctl, prctl_get_memory_merge, 0, 0, 0, 0);
     subreaper_ = batch_.space(sizeof(int));
     batch_.call(SYS_prctl, PR_GET_CHILD_SUBREAPER, subreaper_, 0, 0, 0);
-    membarrier_ = batch_.call(SYS_membarrier, membarrier_get_registrations, 0, 0);
+    ask_membarrier();
     xcomp_ = batch_.space(sizeof(std::uint64_t));
     batch_.call(SYS_arch_prctl, arch_get_xcomp_perm, xcomp_);
     ldt_ = batch_.space(64);
@@ -139,7 +152,7 @@ class ProcessQuestions {
     out.set_mdwe(value(mdwe_));
     out.set_memory_merge(value(memory_merge_) != 0);
     out.set_child_subreaper(batch_.get<int>(subreaper_) != 0);
-    out.set_membarrier(value(membarrier_));
+    out.set_membarrier(membarrier_registrations());
     if (batch_.get<std::uint64_t>(xcomp_) & xfeature_xtile_data)
       return make_error(Errc::refused, "process {} has permission to use AMX, which can't move yet",
                         out.pid());
@@ -154,6 +167,24 @@ class ProcessQuestions {
   std::uint32_t value(std::size_t call) const {
     std::int64_t r = batch_.result(call);
     return r < 0 ? 0 : static_cast<std::uint32_t>(r);
+  }
+  // The question is younger (6.3) than what it asks for. Before, an expedited barrier tells: it is
+  // refused to who hasn't registered for it, and harmless otherwise.
+  void ask_membarrier() {
+    membarrier_ = batch_.call(SYS_membarrier, membarrier_get_registrations, 0, 0);
+    static const bool answered = ::syscall(SYS_membarrier, membarrier_get_registrations, 0, 0) >= 0;
+    if (answered) return;
+    for (std::size_t i = 0; i < expedited.size(); ++i)
+      barriers_[i] = batch_.call(SYS_membarrier, expedited[i].command, 0, 0);
+  }
+  std::uint32_t membarrier_registrations() const {
+    if (batch_.result(membarrier_) >= 0) return value(membarrier_);
+    // Nothing tells who receives global barriers; to receive them in vain costs next to nothing.
+    std::uint32_t registered = 0;
+    if (batch_.result(membarrier_) == -ENOSYS) return 0;
+    for (std::size_t i = 0; i < expedited.size(); ++i)
+      if (batch_.result(barriers_[i]) == 0) registered |= expedited[i].registration;
+    return registered | MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED;
   }
   Result<void> answer_timers(image::Process& out) const {
     auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
@@ -177,7 +208,7 @@ class ProcessQuestions {
   std::vector<TimerLine> timers_;
   RemoteAddr actions_[last_signal + 1], itimers_[3], subreaper_, xcomp_, ldt_;
   std::size_t action_results_[last_signal + 1], brk_, dumpable_, thp_disable_, mdwe_, memory_merge_,
-      membarrier_, ldt_result_;
+      membarrier_, barriers_[expedited.size()], ldt_result_;
   std::vector<RemoteAddr> timer_values_;
   std::vector<std::size_t> timer_results_, overruns_;
 };

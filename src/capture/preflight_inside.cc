@@ -30,15 +30,20 @@
 
 #include <array>
 #include <list>
+#include <optional>
 
 #include "base/io.h"
+#include "sys/kernel_features.h"
 #include "sys/namespaces.h"
 #include "sys/pidfd.h"
 
 namespace godwit::capture {
 namespace {
 
-constexpr int arch_get_xcomp_perm = 0x1022;  // Newer than the headers of Debian 12.
+// Newer than the headers of Debian 12.
+constexpr int prctl_get_mdwe = 66;
+constexpr int prctl_get_memory_merge = 68;
+constexpr int arch_get_xcomp_perm = 0x1022;
 constexpr std::uint64_t xfeature_xtile_data = 1ULL << 18;
 constexpr std::size_t keyring_text_bytes = 256;
 
@@ -191,8 +196,27 @@ class Questions {
   RemoteAddr name_;
 };
 
+// What the program uses of that not every kernel has, and only it can tell.
+class KernelQuestions {
+ public:
+  explicit KernelQuestions(sys::RemoteBatch& batch)
+      : batch_(batch),
+        mdwe_(batch.call(SYS_prctl, prctl_get_mdwe, 0, 0, 0, 0)),
+        memory_merge_(batch.call(SYS_prctl, prctl_get_memory_merge, 0, 0, 0, 0)) {}
+  std::uint64_t answer() const {
+    std::uint64_t needs = 0;
+    if (batch_.result(mdwe_) > 0) needs |= sys::kernel_mdwe;
+    if (batch_.result(memory_merge_) > 0) needs |= sys::kernel_memory_merge;
+    return needs;
+  }
+
+ private:
+  sys::RemoteBatch& batch_;
+  std::size_t mdwe_, memory_merge_;
+};
+
 Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses,
-                  std::vector<std::string>& reasons) {
+                  std::vector<std::string>& reasons, std::uint64_t& kernel_needs) {
   const std::string whose = fmt::format("process {}", process.pid_inside);
   sys::RemoteProcess* remote = TRY(tree.remote(process));
   TRY(remote->map_arena(process.threads.front()));
@@ -202,12 +226,17 @@ Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses
     const bool first = &thread == &process.threads.front();
     const RemoteAddr xcomp = batch.space(sizeof(std::uint64_t)), ldt = batch.space(64);
     std::size_t has_ldt = 0;
+    std::optional<KernelQuestions> kernel;
     if (first) {
+      kernel.emplace(batch);
       batch.call(SYS_arch_prctl, arch_get_xcomp_perm, xcomp);
       has_ldt = batch.call(SYS_modify_ldt, 0, ldt, 64);
     }
     TRY(remote->run(thread, batch));
     questions.answer(fmt::format("thread {} of {}", thread.tid_inside, whose), reasons);
+    if (kernel) kernel_needs |= kernel->answer();
+    if (TRY(sys::ptrace_get_rseq(thread.tid)).size > sys::rseq_bytes_always)
+      kernel_needs |= sys::kernel_large_rseq;
     if (TRY(sys::ptrace_syscall_dispatch(thread.tid)))
       reasons.push_back(
           fmt::format("thread {} of {} uses syscall user dispatch, which can't move yet",
@@ -222,8 +251,10 @@ Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses
 
 }  // namespace
 
-Result<std::vector<std::string>> preflight_inside(const TreeRef& tree) {
+Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
+                                                  std::uint64_t* kernel_needs) {
   std::vector<std::string> reasons;
+  std::uint64_t needs = 0;
   Witnesses witnesses(tree.init_pid);
   // Forked while the program still runs; threads that come later get theirs in the stop.
   for (pid_t tid : TRY(list_tree_threads(tree))) {
@@ -232,8 +263,10 @@ Result<std::vector<std::string>> preflight_inside(const TreeRef& tree) {
       return std::move(witness).error();
   }
   FrozenTree frozen = TRY(freeze(tree));
-  for (FrozenProcess& process : frozen.processes()) TRY(look(frozen, process, witnesses, reasons));
+  for (FrozenProcess& process : frozen.processes())
+    TRY(look(frozen, process, witnesses, reasons, needs));
   TRY(frozen.thaw());
+  if (kernel_needs != nullptr) *kernel_needs = needs;
   return reasons;
 }
 

@@ -29,6 +29,8 @@
 #include "base/unique_fd.h"
 #include "sys/cgroup.h"
 #include "sys/cpuid.h"
+#include "sys/kernel_features.h"
+#include "sys/vdso.h"
 
 namespace godwit::daemon {
 namespace {
@@ -88,11 +90,12 @@ bool userfaultfd_has(std::uint64_t features) {
 
 void examine_memory(Examination& out) {
   const bool uffd = userfaultfd_has(0);
+  bool tracks = false;
   out.by_errno("userfaultfd", uffd, "no post-copy, and no dirty tracking by it: stop-and-copy");
   if (uffd) {
     const bool async = userfaultfd_has(feature_wp_async | feature_wp_unpopulated);
-    out.by_errno("userfaultfd WP_ASYNC (6.7)", async,
-                 "soft-dirty where there is one, else post-copy instead of rounds");
+    out.by_errno("userfaultfd WP_ASYNC (6.7)", async, "see tracking of writes");
+    tracks = async;
     out.by_errno("userfaultfd MOVE (6.8)", userfaultfd_has(feature_move),
                  "pages are placed by UFFDIO_COPY");
     out.by_errno("userfaultfd POISON (6.6)", userfaultfd_has(feature_poison),
@@ -107,8 +110,8 @@ void examine_memory(Examination& out) {
   std::uint64_t regions[3] = {};
   scan.vec = reinterpret_cast<std::uint64_t>(regions);
   scan.vec_len = 1;
-  out.by_errno("PAGEMAP_SCAN (6.7)", ioctl(pagemap.get(), pagemap_scan, &scan) >= 0,
-               "soft-dirty where there is one, else post-copy instead of rounds");
+  const bool scans = ioctl(pagemap.get(), pagemap_scan, &scan) >= 0;
+  out.by_errno("PAGEMAP_SCAN (6.7)", scans, "see tracking of writes");
 
   // A page that was just written carries the bit (55) where the kernel has soft-dirty.
   volatile char written = 1;
@@ -116,10 +119,18 @@ void examine_memory(Examination& out) {
   const auto address = reinterpret_cast<std::uint64_t>(&written);
   const bool read = pread(pagemap.get(), &entry, sizeof entry,
                           static_cast<off_t>(address / 4096 * 8)) == sizeof entry;
-  if (read && (entry >> 55 & 1) != 0)
+  const bool soft_dirty = read && (entry >> 55 & 1) != 0;
+  if (soft_dirty)
     out.ok("soft-dirty");
   else
-    out.degraded("soft-dirty", "not in this kernel", "userfaultfd WP_ASYNC tracks, where it is");
+    out.degraded("soft-dirty", "not in this kernel", "see tracking of writes");
+  if (tracks && scans)
+    out.ok("tracking of writes", "userfaultfd and PAGEMAP_SCAN");
+  else if (soft_dirty)
+    out.degraded("tracking of writes", "soft-dirty", "each round stops the program for a moment");
+  else
+    out.degraded("tracking of writes", "none",
+                 "programs leave this node without rounds: auto uses post-copy");
 
   unsigned size = 0;
   out.by_errno(
@@ -132,6 +143,22 @@ void examine_memory(Examination& out) {
   iovec remote{&byte, 1};
   out.by_errno("process_vm_readv", process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == 1,
                "memory is read through /proc/PID/mem");
+}
+
+// Where nodes differ in these, programs keep what they have, or are refused by name.
+void examine_kernel(Examination& out) {
+  const auto vdso = sys::own_vdso_build_id();
+  if (vdso.ok()) {
+    std::string id;
+    for (const char c : *vdso) id += fmt::format("{:02x}", static_cast<unsigned char>(c));
+    out.ok("vdso", id.substr(0, 16));
+  } else {
+    out.missing("vdso", vdso.error().what(), "nothing can leave this node or come to it");
+  }
+  for (const std::string& name : sys::kernel_feature_names(sys::kernel_features())) out.ok(name);
+  for (const std::string& name :
+       sys::kernel_feature_names(sys::kernel_features_all & ~sys::kernel_features()))
+    out.degraded(name, "not in this kernel", "programs that use it can't come to this node");
 }
 
 // clone3 with a chosen pid, in a PID namespace of its own, and a time namespace beside.
@@ -279,6 +306,7 @@ Result<api::DoctorReply> examine(const Config& config) {
   Examination out(reply);
   out.ok("processor", fmt::format("{}; XSAVE area {} bytes", sys::cpu_model(), sys::xsave_bytes()));
   examine_memory(out);
+  examine_kernel(out);
   examine_processes(out);
   examine_network(out);
   examine_cgroups(out);

@@ -16,6 +16,7 @@
 #include "daemon/accounts.h"
 #include "sys/cgroup.h"
 #include "sys/cpuid.h"
+#include "sys/kernel_features.h"
 
 namespace godwit::daemon {
 namespace {
@@ -106,6 +107,20 @@ std::vector<std::string> Migrations::admission(const node::ReserveRequest& reque
         reasons.push_back(fmt::format("the processor of {} lacks {}", here, feature));
       }
   }
+  if (!request.cpu_features().empty()) {
+    auto moved = sys::moved_xsave_parts(request.cpu_features(), sys::cpu_features());
+    if (!moved.ok())
+      reasons.push_back(moved.error().what());
+    else
+      for (const auto& part : *moved) {
+        reasons.push_back(
+            fmt::format("the processor of {} keeps registers differently: {}", here, part));
+      }
+  }
+  for (const auto& feature :
+       sys::kernel_feature_names(request.kernel_needs() & ~sys::kernel_features())) {
+    reasons.push_back(fmt::format("it uses what the kernel of {} lacks: {}", here, feature));
+  }
   if (auto mismatch = account_mismatch(spec.user(), spec.uid()); !mismatch.empty()) {
     reasons.push_back(mismatch + fmt::format(" ({})", here));
   }
@@ -172,6 +187,7 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
   target->set_source_node(peer);
   for (const auto& dir : config_.shared) target->add_shared_dirs(dir);
   target->set_boot(monitor_.boot());
+  target->set_cpu_features(sys::cpu_features());
 
   const HostedPtr capsule = operation.capsule();
   const auto give_up = [&](Error error) -> Error {

@@ -5,6 +5,7 @@
 // clang-format on
 
 #include "base/log.h"
+#include "sys/cpuid.h"
 
 namespace godwit::daemon {
 namespace {
@@ -84,6 +85,7 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
     if (!report.ok()) return std::move(report).error();
     for (const auto& reason : report->reasons()) reply.add_reasons(reason);
     *request.mutable_files() = std::move(*report->mutable_files());
+    request.set_kernel_needs(report->kernel_needs());
   }
 
   reply.set_target(target);
@@ -101,6 +103,7 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
   }
   auto* peer = TRY(peers_.find(reply.target()));
   request.set_only_check(true);
+  request.set_cpu_features(sys::cpu_features());
   request.set_source(config_.env.node.value);
   auto there = peer->reserve("", request);
   if (!there.ok())

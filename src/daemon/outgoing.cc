@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/thread_name.h"
 #include "capsule/shell.h"
+#include "sys/cpuid.h"
 
 namespace godwit::daemon {
 namespace {
@@ -83,6 +84,7 @@ Result<node::ReserveReply> Migrations::ask_target(const Attempt& attempt,
   request.set_source(config_.env.node.value);
   request.set_boot(monitor_.boot());
   request.set_epoch(attempt.result.epoch());
+  request.set_cpu_features(sys::cpu_features());
   {
     const std::lock_guard lock(capsule->mutex);
     *request.mutable_spec() = capsule->record.spec();
@@ -249,6 +251,7 @@ Result<wire::Report> Migrations::run_source_worker(Attempt& attempt, const Hoste
   source->set_target_port(attempt.reserved.port());
   source->set_token(attempt.reserved.token());
   source->set_target_boot(attempt.reserved.boot());
+  source->set_cpu_features(sys::cpu_features());
   for (const auto& dir : config_.shared) source->add_shared_dirs(dir);
   auto worker = TRY(Worker::start(config_.env, std::move(order), recorder(capsule)));
   auto report = worker->finish(

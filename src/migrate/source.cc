@@ -1,5 +1,6 @@
 #include "migrate/source.h"
 
+#include <fmt/ranges.h>
 #include <sys/user.h>
 #include <unistd.h>
 
@@ -15,6 +16,8 @@
 #include "capsule/shell.h"
 #include "capture/describe.h"
 #include "capture/freeze.h"
+#include "capture/signal_frames.h"
+#include "memory/dirty_tracker.h"
 #include "memory/source_memory.h"
 #include "migrate/capsule_files.h"
 #include "migrate/clock_difference.h"
@@ -23,6 +26,8 @@
 #include "migrate/round_policy.h"
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
+#include "sys/cpuid.h"
+#include "sys/kernel_features.h"
 #include "sys/namespaces.h"
 #include "sys/thread_priority.h"
 #include "sys/vdso.h"
@@ -62,7 +67,7 @@ class Source {
         id_{order.capsule()},
         epoch_{order.epoch()},
         reporter_(sink),
-        memory_({}) {}
+        memory_({.pause = [this](bool stop) { return pause(stop); }}) {}
 
   wire::Report run();
 
@@ -73,6 +78,7 @@ class Source {
   Result<void> connect();
   Result<void> prepare();
   Result<void> arm();
+  Result<void> pause(bool stop);
   Result<RoundDecision> rounds();
   Result<void> move(const RoundDecision& decision);
   Result<void> copy_frozen(capture::FrozenTree& tree, bool postcopy);
@@ -85,6 +91,7 @@ class Source {
   Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
   Result<void> follow_changes();
   Result<void> compare_clocks();
+  Result<void> drop_unknown_registers(const capture::FrozenTree& tree, image::Capsule& final) const;
   static std::vector<memory::RoundOptions::Range> touched_at_once(const image::Capsule& image);
   Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
                                         std::vector<memory::RoundOptions::Range> eager = {});
@@ -109,6 +116,7 @@ class Source {
   transport::Link control_, urgent_;
   std::vector<transport::Link> data_;
   std::vector<int> streams_;
+  std::optional<capture::FrozenTree> paused_;  // While soft-dirty bits are read.
   memory::SourceMemory memory_;
   memory::Tracking tracking_;
   std::vector<sys::InterruptedSleep> sleeps_;
@@ -119,6 +127,8 @@ class Source {
   bool given_up_ = false;
   bool postcopy_ = false;
   bool leave_vdso_ = true;
+  std::uint64_t kernel_needs_ = 0;
+  std::string target_features_;
 };
 
 wire::Report Source::run() {
@@ -197,7 +207,7 @@ Result<void> Source::open() {
 
 Result<void> Source::preflight() {
   std::vector<std::string> reasons = TRY(capture::preflight(*tree_));
-  if (reasons.empty()) reasons = TRY(capture::preflight_inside(*tree_));
+  if (reasons.empty()) reasons = TRY(capture::preflight_inside(*tree_, &kernel_needs_));
   if (!reasons.empty()) return refused(reasons);
   return {};
 }
@@ -230,6 +240,12 @@ Result<void> Source::connect() {
   wire::ToSource hello;
   TRY(expect(hello, wire::ToSource::kHello, prepare_ms_max));
   leave_vdso_ = hello.hello().vdso_build_id() != TRY(sys::own_vdso_build_id());
+  target_features_ = hello.hello().cpu_features();
+  std::vector<std::string> reasons;
+  for (const std::string& feature :
+       sys::kernel_feature_names(kernel_needs_ & ~hello.hello().kernel_features()))
+    reasons.push_back("the program uses what the target's kernel lacks: " + feature);
+  if (!reasons.empty()) return refused(reasons);
   return {};
 }
 
@@ -351,7 +367,7 @@ Result<void> Source::prepare() {
 // tracking happens while the program runs.
 Result<void> Source::arm() {
   std::map<pid_t, UniqueFd> uffds;
-  {
+  if (memory::uffd_tracking_supported()) {
     capture::FrozenTree tree =
         TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
     for (capture::FrozenProcess& process : tree.processes())
@@ -363,7 +379,20 @@ Result<void> Source::arm() {
     if (made == uffds.end()) return make_error(Errc::tracee_gone, "process {} is gone", pid);
     return std::move(made->second);
   }));
+  if (!tracking_.reason.empty()) LOG(info, "tracking: {}", tracking_.reason);
   return {};
+}
+
+// Soft-dirty bits are read and cleared in two steps, between which nothing may be written.
+Result<void> Source::pause(bool stop) {
+  if (stop) {
+    paused_.emplace(
+        TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_})));
+    return {};
+  }
+  Result<void> thawed = paused_->thaw(&sleeps_);
+  paused_.reset();
+  return thawed;
 }
 
 void Source::note_round(const memory::RoundStats& stats) {
@@ -422,6 +451,9 @@ Result<RoundDecision> Source::rounds() {
   LOG(info, "rounds end: {}", decision.reason);
   reporter_.report().set_reason(decision.reason);
   postcopy_ = decision.next == Next::freeze_for_postcopy;
+  // What was asked for isn't always what can be done: without tracking there are no rounds.
+  reporter_.report().set_mode(next_round_ > 0 ? (postcopy_ ? wire::HYBRID : wire::PRECOPY)
+                                              : (postcopy_ ? wire::POSTCOPY : wire::STOP));
   if (postcopy_ && next_round_ > 0) TRY(send_round(memory::RoundKind::announce, prepare_ms_max));
   return decision;
 }
@@ -460,6 +492,7 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   reporter_.phase("survey");
   TRY(survey(final, node_pids));
   TRY(identity_->flush_shared(final));
+  TRY(drop_unknown_registers(tree, final));
 
   reporter_.phase("final copy");
   if (!same_layout(prepared_, final)) TRY(send_prepare(final));
@@ -479,6 +512,29 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   reporter_.phase("ready");
   wire::ToSource reply;
   TRY(expect(reply, wire::ToSource::kReady, finish_ms_max));
+  return {};
+}
+
+// What a program that began on a lesser processor has got here without knowing.
+Result<void> Source::drop_unknown_registers(const capture::FrozenTree& tree,
+                                            image::Capsule& final) const {
+  if (order_.cpu_features().empty()) return {};
+  const std::uint32_t bytes_there = TRY(sys::signal_xsave_bytes(target_features_));
+  if (bytes_there < TRY(sys::signal_xsave_bytes(order_.cpu_features()))) {
+    const std::vector<std::string> reasons =
+        TRY(capture::large_signal_frames(tree, final, bytes_there));
+    if (!reasons.empty()) return refused(reasons);
+  }
+  for (image::Process& process : *final.mutable_processes()) {
+    for (image::Thread& thread : *process.mutable_threads()) {
+      const std::vector<std::string> lost = TRY(sys::drop_unknown_xstate(
+          *thread.mutable_xstate(), order_.cpu_features(), target_features_));
+      if (lost.empty()) continue;
+      return make_error(Errc::refused,
+                        "thread {} has something in registers that the target lacks: {}",
+                        thread.tid(), fmt::join(lost, ", "));
+    }
+  }
   return {};
 }
 

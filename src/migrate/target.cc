@@ -18,6 +18,7 @@
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
 #include "sys/cpuid.h"
+#include "sys/kernel_features.h"
 #include "sys/thread_priority.h"
 #include "sys/vdso.h"
 #include "transport/link.h"
@@ -197,7 +198,9 @@ Result<void> Target::accept() {
     }
   }
   wire::ToSource hello;
-  hello.mutable_hello()->set_cpu_features(sys::cpu_features());
+  hello.mutable_hello()->set_cpu_features(order_.cpu_features().empty() ? sys::cpu_features()
+                                                                        : order_.cpu_features());
+  hello.mutable_hello()->set_kernel_features(sys::kernel_features());
   hello.mutable_hello()->set_vdso_build_id(TRY(sys::own_vdso_build_id()));
   return control_.send(hello);
 }

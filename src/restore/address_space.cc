@@ -28,14 +28,15 @@ constexpr std::size_t data_per_change = 1024;
 struct Advice {
   std::uint64_t flag;
   int set, clear;
+  bool hint = false;  // A kernel that isn't built for it refuses, and nothing is lost but speed.
 };
 constexpr Advice advices[] = {
     {image::VMA_DONTFORK, MADV_DONTFORK, MADV_DOFORK},
     {image::VMA_DONTDUMP, MADV_DONTDUMP, MADV_DODUMP},
-    {image::VMA_HUGEPAGE, MADV_HUGEPAGE, 0},
-    {image::VMA_NOHUGEPAGE, MADV_NOHUGEPAGE, 0},
+    {image::VMA_HUGEPAGE, MADV_HUGEPAGE, 0, true},
+    {image::VMA_NOHUGEPAGE, MADV_NOHUGEPAGE, 0, true},
     {image::VMA_WIPEONFORK, MADV_WIPEONFORK, MADV_KEEPONFORK},
-    {image::VMA_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE},
+    {image::VMA_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE, true},
     {image::VMA_RANDOM, MADV_RANDOM, MADV_NORMAL},
     {image::VMA_SEQUENTIAL, MADV_SEQUENTIAL, MADV_NORMAL},
 };
@@ -43,14 +44,18 @@ constexpr std::uint64_t lock_flags = image::VMA_LOCKED | image::VMA_LOCKONFAULT;
 
 void add_advice(Batch& b, const MapChange& c, std::uint64_t had, std::uint64_t want) {
   std::uint64_t size = c.end - c.start;
-  auto advise = [&](int advice) {
-    b.call(SYS_madvise, "madvise", {c.start, size, static_cast<std::uint64_t>(advice)});
+  auto advise = [&](int advice, bool hint) {
+    const auto what = static_cast<std::uint64_t>(advice);
+    if (hint)
+      b.call_tolerant(SYS_madvise, "madvise", {c.start, size, what});
+    else
+      b.call(SYS_madvise, "madvise", {c.start, size, what});
   };
   for (const Advice& a : advices) {  // First back, since MADV_NORMAL clears two.
-    if ((had & ~want & a.flag) != 0 && a.clear != 0) advise(a.clear);
+    if ((had & ~want & a.flag) != 0 && a.clear != 0) advise(a.clear, a.hint);
   }
   for (const Advice& a : advices) {
-    if ((want & ~had & a.flag) != 0) advise(a.set);
+    if ((want & ~had & a.flag) != 0) advise(a.set, a.hint);
   }
   if ((had & ~want & lock_flags) != 0) b.call(SYS_munlock, "munlock", {c.start, size});
 }
@@ -77,8 +82,9 @@ Result<void> add_policy(Batch& b, const MapChange& c, const std::string& policy)
 
 void add_name(Batch& b, const MapChange& c, const std::string& name) {
   std::uint64_t at = name.empty() ? 0 : b.put_string(name);
-  b.call(SYS_prctl, "prctl(PR_SET_VMA_ANON_NAME)",
-         {PR_SET_VMA, PR_SET_VMA_ANON_NAME, c.start, c.end - c.start, at});
+  // Only a label in maps, which many a kernel isn't built for (CONFIG_ANON_VMA_NAME).
+  b.call_tolerant(SYS_prctl, "prctl(PR_SET_VMA_ANON_NAME)",
+                  {PR_SET_VMA, PR_SET_VMA_ANON_NAME, c.start, c.end - c.start, at});
 }
 
 Result<void> add_map(Batch& b, const MapChange& c, std::uint64_t fd) {

@@ -6,9 +6,12 @@
 #include <google/protobuf/unknown_field_set.h>
 #include <linux/seccomp.h>
 #include <signal.h>
+#include <sys/auxv.h>
 #include <sys/user.h>
 
 #include <cstring>
+
+#include "sys/kernel_features.h"
 
 namespace godwit::restore {
 namespace {
@@ -50,6 +53,30 @@ void check_pending(const std::string& info, const std::string& whose,
   }
   std::memcpy(&signal, info.data(), sizeof signal);
   if (signal == SIGTRAP) reasons.push_back(whose + ": a pending SIGTRAP");
+}
+
+std::uint64_t auxv_value(const std::string& auxv, std::uint64_t type) {
+  for (std::size_t at = 0; at + 16 <= auxv.size(); at += 16) {
+    std::uint64_t pair[2];
+    std::memcpy(pair, auxv.data() + at, sizeof pair);
+    if (pair[0] == type) return pair[1];
+  }
+  return 0;
+}
+
+// A signal frame holds the processor's XSAVE area. Where that is larger than where the program
+// began, the kernel would kill it at the first signal for which its alternate stack is too small.
+void check_alternate_stack(const image::Mm& mm, const image::Thread& t,
+                           std::vector<std::string>& reasons) {
+  constexpr std::uint64_t at_minsigstksz = 51;
+  if (t.altstack_sp() == 0 || (t.altstack_flags() & SS_DISABLE) != 0) return;
+  const std::uint64_t needed_there = auxv_value(mm.auxv(), at_minsigstksz);
+  const std::uint64_t needed_here = ::getauxval(at_minsigstksz);
+  if (needed_there == 0 || t.altstack_size() < needed_there || t.altstack_size() >= needed_here)
+    return;
+  reasons.push_back(
+      fmt::format("thread {} has an alternate signal stack of {} bytes, this processor needs {}",
+                  t.tid(), t.altstack_size(), needed_here));
 }
 
 void check_thread(const image::Thread& t, std::vector<std::string>& reasons) {
@@ -94,6 +121,22 @@ void check_vmas(const image::Mm& mm, std::vector<std::string>& reasons) {
   }
 }
 
+// What the source's kernel has and this one hasn't. The source asks before it freezes; what a
+// program begins to use after that comes to light here.
+std::uint64_t kernel_needs(const image::Capsule& capsule) {
+  constexpr std::uint32_t seal_exec = 0x20;  // F_SEAL_EXEC
+  std::uint64_t needs = 0;
+  for (const image::PrivateFile& file : capsule.private_files())
+    if ((file.seals() & seal_exec) != 0) needs |= sys::kernel_exec_seal;
+  for (const image::Process& p : capsule.processes()) {
+    if (p.mdwe() != 0) needs |= sys::kernel_mdwe;
+    if (p.memory_merge()) needs |= sys::kernel_memory_merge;
+    for (const image::Thread& t : p.threads())
+      if (t.rseq_size() > sys::rseq_bytes_always) needs |= sys::kernel_large_rseq;
+  }
+  return needs;
+}
+
 void check_process(const image::Process& p, bool final, std::vector<std::string>& reasons) {
   std::string whose = fmt::format("process {}", p.pid());
   if (p.threads_size() == 0 || p.threads(0).tid() != p.pid())
@@ -106,7 +149,10 @@ void check_process(const image::Process& p, bool final, std::vector<std::string>
   check_vmas(p.mm(), reasons);
   for (const std::string& info : p.pending()) check_pending(info, whose, reasons);
   if (!final) return;
-  for (const image::Thread& t : p.threads()) check_thread(t, reasons);
+  for (const image::Thread& t : p.threads()) {
+    check_thread(t, reasons);
+    check_alternate_stack(p.mm(), t, reasons);
+  }
 }
 
 }  // namespace
@@ -121,6 +167,9 @@ std::vector<std::string> reasons_against(const image::Capsule& capsule, bool fin
     reasons.push_back(fmt::format("a tree of {} processes", capsule.processes_size()));
   }
   for (const image::Process& p : capsule.processes()) check_process(p, final, reasons);
+  for (const std::string& feature :
+       sys::kernel_feature_names(kernel_needs(capsule) & ~sys::kernel_features()))
+    reasons.push_back("the program uses what this kernel lacks: " + feature);
   // A reflective walk of 60,000 mappings costs 40 ms: unknown fields come with a new version of the
   // program, so the image before the freeze shows them as well.
   if (!final) find_unknown(capsule, reasons);

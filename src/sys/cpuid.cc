@@ -4,7 +4,7 @@
 // debug store, mitigations) don't: two nodes may differ in them freely.
 //
 // CPUID costs 20 to 70 us a leaf inside a virtual machine (each one exits to the hypervisor), so
-// callers keep the bytes.
+// the bytes are kept.
 #include "sys/cpuid.h"
 
 #include <cpuid.h>
@@ -20,6 +20,14 @@ namespace godwit::sys {
 namespace {
 
 constexpr std::uint32_t xcr0_leaf = 0xffffffff;
+constexpr std::uint32_t xsave_leaf = 0xd;
+constexpr std::uint32_t xsave_first_extended = 2;  // x87 and SSE are where FXSAVE has them.
+constexpr std::uint32_t xsave_pkru = 9;
+constexpr std::uint32_t xsave_tile_data = 18;
+constexpr std::uint32_t xsave_header_bytes = 64;
+constexpr std::uint32_t xsave_parts_max = 32;
+constexpr std::uint32_t fxsave_bytes =
+    512;  // Then the header, whose first word says what is in use.
 constexpr std::uint8_t format_version = 1;
 constexpr std::size_t records_max = 64;
 enum Register { eax, ebx, ecx, edx };
@@ -154,12 +162,15 @@ Result<std::vector<Record>> unpack(std::string_view packed) {
   return records;
 }
 
+const Record* find(std::span<const Record> records, std::uint32_t leaf, std::uint32_t subleaf) {
+  for (const Record& record : records)
+    if (record.leaf == leaf && record.subleaf == subleaf) return &record;
+  return nullptr;
+}
+
 std::uint32_t value_of(std::span<const Record> records, const Word& word) {
-  for (const Record& record : records) {
-    if (record.leaf == word.leaf && record.subleaf == word.subleaf)
-      return record.registers[word.which];
-  }
-  return 0;
+  const Record* record = find(records, word.leaf, word.subleaf);
+  return record != nullptr ? record->registers[word.which] : 0;
 }
 
 std::string describe(const Word& word, int bit) {
@@ -181,9 +192,39 @@ std::vector<std::string> names(std::span<const Record> records, std::span<const 
   return found;
 }
 
+// Where each part of the XSAVE area is. Signal frames have that form in the program's own memory,
+// so a part that both have must be at the same place (processors of Intel and AMD differ in it).
+void add_layout(std::uint64_t xcr0, std::vector<Record>& records) {
+  for (std::uint32_t part = xsave_first_extended; part < xsave_parts_max; ++part) {
+    if ((xcr0 >> part & 1) == 0) continue;
+    if (std::optional<Record> record = query(xsave_leaf, part)) records.push_back(*record);
+  }
+}
+
+constexpr Word parts = words[std::size(words) - 1];
+static_assert(parts.leaf == xcr0_leaf);
+
+std::string part_name(std::uint32_t part) { return describe(parts, static_cast<int>(part)); }
+
+void compare_layout(std::span<const Record> source, std::span<const Record> target,
+                    std::vector<std::string>& found) {
+  for (std::uint32_t part = xsave_first_extended; part < xsave_parts_max; ++part) {
+    const Record* from = find(source, xsave_leaf, part);
+    const Record* to = find(target, xsave_leaf, part);
+    if (from == nullptr || to == nullptr) continue;
+    if (from->registers[eax] == to->registers[eax] && from->registers[ebx] == to->registers[ebx])
+      continue;
+    found.push_back(fmt::format("{} of {} bytes at {} of the XSAVE area (there: {} at {})",
+                                part_name(part), from->registers[eax], from->registers[ebx],
+                                to->registers[eax], to->registers[ebx]));
+  }
+}
+
 }  // namespace
 
-std::string cpu_features() {
+namespace {
+
+std::string ask_features() {
   std::vector<Record> records;
   for (const Word& word : words) {
     if (word.leaf == xcr0_leaf) continue;
@@ -202,14 +243,60 @@ std::string cpu_features() {
       {xcr0_leaf,
        0,
        {static_cast<std::uint32_t>(xcr0), 0, 0, static_cast<std::uint32_t>(xcr0 >> 32)}});
+  add_layout(xcr0, records);
   return pack(records);
+}
+
+}  // namespace
+
+const std::string& cpu_features() {
+  static const std::string features = ask_features();
+  return features;
 }
 
 Result<std::vector<std::string>> missing_features(std::string_view source,
                                                   std::string_view target) {
   std::vector<Record> from = TRY(unpack(source).with("source"));
   std::vector<Record> to = TRY(unpack(target).with("target"));
-  return names(from, to);
+  std::vector<std::string> found = names(from, to);
+  compare_layout(from, to, found);
+  return found;
+}
+
+Result<std::vector<std::string>> moved_xsave_parts(std::string_view source,
+                                                   std::string_view target) {
+  std::vector<std::string> found;
+  std::vector<Record> from = TRY(unpack(source).with("source"));
+  std::vector<Record> to = TRY(unpack(target).with("target"));
+  compare_layout(from, to, found);
+  return found;
+}
+
+Result<std::vector<std::string>> drop_unknown_xstate(std::string& xstate, std::string_view source,
+                                                     std::string_view target) {
+  std::vector<Record> from = TRY(unpack(source).with("source"));
+  const std::uint32_t known = value_of(TRY(unpack(target).with("target")), parts);
+  std::uint64_t in_use = 0;
+  if (xstate.size() < fxsave_bytes + sizeof in_use) return std::vector<std::string>();
+  std::memcpy(&in_use, &xstate[fxsave_bytes], sizeof in_use);
+  std::vector<std::string> lost;
+  for (std::uint32_t part = xsave_first_extended; part < xsave_parts_max; ++part) {
+    const Record* record = find(from, xsave_leaf, part);
+    if ((in_use >> part & 1) == 0 || (known >> part & 1) != 0) continue;
+    if (record == nullptr ||
+        std::uint64_t{record->registers[ebx]} + record->registers[eax] > xstate.size())
+      return make_error(Errc::internal, "{} is outside of {} bytes of registers", part_name(part),
+                        xstate.size());
+    std::span<char> content(&xstate[record->registers[ebx]], record->registers[eax]);
+    // Without protection keys (which no mapping has, or it would be refused) their rights say
+    // nothing.
+    const bool empty = std::all_of(content.begin(), content.end(), [](char c) { return c == 0; });
+    if (!empty && part != xsave_pkru) lost.push_back(part_name(part));
+    std::fill(content.begin(), content.end(), '\0');
+    in_use &= ~(std::uint64_t{1} << part);
+  }
+  std::memcpy(&xstate[fxsave_bytes], &in_use, sizeof in_use);
+  return lost;
 }
 
 Result<std::string> without_features(std::string_view features,
@@ -238,8 +325,17 @@ Result<std::vector<std::string>> feature_names(std::string_view features) {
 
 std::uint32_t xsave_bytes() {
   auto record = query(0xd, 0);
-  constexpr std::uint32_t fxsave_bytes = 512;
   return record ? record->registers[ebx] : fxsave_bytes;
+}
+
+Result<std::uint32_t> signal_xsave_bytes(std::string_view features) {
+  std::uint32_t end = fxsave_bytes + xsave_header_bytes;
+  for (const Record& record : TRY(unpack(features))) {
+    if (record.leaf != xsave_leaf || record.subleaf < xsave_first_extended) continue;
+    if (record.subleaf == xsave_tile_data) continue;
+    end = std::max(end, record.registers[ebx] + record.registers[eax]);
+  }
+  return end;
 }
 
 std::string cpu_model() {

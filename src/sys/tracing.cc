@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "sys/cpuid.h"
 
 namespace godwit::sys {
 namespace {
@@ -81,7 +82,13 @@ Result<std::string> ptrace_get_xstate(pid_t tid) {
 }
 
 Result<void> ptrace_set_xstate(pid_t tid, const std::string& xstate) {
-  iovec area{const_cast<char*>(xstate.data()), xstate.size()};
+  // Another processor's area has another size, of which the kernel takes no other than its own.
+  // What both have is at the same place (cpuid.h), and where there is more here it isn't in use.
+  static const std::size_t bytes_here = xsave_bytes();
+  std::string fitted;
+  if (xstate.size() != bytes_here) (fitted = xstate).resize(bytes_here);
+  const std::string& content = fitted.empty() ? xstate : fitted;
+  iovec area{const_cast<char*>(content.data()), content.size()};
   return simple(PTRACE_SETREGSET, "PTRACE_SETREGSET(NT_X86_XSTATE)", tid, NT_X86_XSTATE,
                 as_word(&area));
 }
