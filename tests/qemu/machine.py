@@ -11,8 +11,8 @@ import time
 
 MEMORY_MIB = 1280
 PROCESSORS = 2
-BOOT_LIMIT_S = 240
-COMMAND_LIMIT_S = 120
+BOOT_LIMIT_S = 900
+COMMAND_LIMIT_S = 600
 PORT_NAME = "org.godwit.test"
 # Under emulation the checks for processor bugs cost time in every system call, the watchdogs of
 # clocks and processors see a machine that isn't theirs.

@@ -18,7 +18,7 @@ NODE_PORT = 7717
 SOCKET = "/run/godwit/godwitd.sock"
 GODWIT = "/opt/godwit/bin/godwit"
 PROGRAMS = "/opt/godwit/programs"
-DAEMON_LIMIT_S = 120
+DAEMON_LIMIT_S = 600
 LIMIT_FACTOR = 10              # Limits of cases and commands, for the slowness of emulation.
 
 CONFIG = """\
