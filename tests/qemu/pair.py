@@ -193,7 +193,10 @@ class Pair:
         machine.must(GODWIT, "run", "-d", "--name", name, "--", f"{PROGRAMS}/{program}", env=env)
         try:
             result = machine.run(GODWIT, "can-migrate", name, target, "--json", env=env)
-            return json.loads(result.stdout)["reasons"]
+            answer = json.loads(result.stdout)
+            if "reasons" not in answer:
+                raise MachineFailed(f"{source}: can-migrate: {result.text()}")
+            return answer["reasons"]
         finally:
             machine.must(GODWIT, "kill", name, env=env)
 

@@ -31,7 +31,7 @@ MODES = ("stop", "precopy", "postcopy", "hybrid", "auto")
 SHORT = ("vdso_calls_survive", "private_anonymous_keeps_every_byte", "nanosleep_keeps_its_time",
          "clock_monotonic_never_jumps_back", "thread_ids_stay",
          "memfd_agrees_through_map_and_write")
-SHORT_S = 300
+SHORT_S = 1500
 CASE_S = 900
 BINARIES = ("godwitd", "godwit", "godwit-worker", "godwit-init")
 # What `godwit doctor` must say of each kernel: the start of a probe's name, and its status.
