@@ -54,9 +54,10 @@ namespace godwit::capture {
 namespace {
 
 constexpr std::int64_t stop_limit_us = 10'000'000;
-constexpr std::int64_t end_limit_us = 1'000'000;     // From SIGKILL to the end of a thread.
 constexpr int list_rounds_max = 1'000;               // Each finds at least one new thread.
 constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go within that.
+
+constexpr int undo_attempts_max = 5;
 
 constexpr std::size_t status_files_max = 256;
 // A program that does nothing but read clocks is out of its vdso once in about ten looks.
@@ -134,14 +135,16 @@ struct FrozenTree::Known {
   UniqueFd status;
   bool seized = false;
   bool collected = false;
+  bool gone = false;
 };
 
 FrozenTree::FrozenTree(FrozenTree&& other) noexcept
     : tree_(std::move(other.tree_)),
       processes_(std::move(other.processes_)),
+      seized_(std::exchange(other.seized_, {})),
       frozen_at_ns_(other.frozen_at_ns_),
       held_(std::exchange(other.held_, false)),
-      seized_(std::exchange(other.seized_, false)),
+      complete_(other.complete_),
       committed_(other.committed_) {}
 
 FrozenTree::~FrozenTree() {
@@ -179,9 +182,8 @@ FrozenProcess& FrozenTree::process_of(pid_t pid, pid_t pid_inside) {
 
 Result<void> FrozenTree::hold() {
   if (held_) return {};
-  TRY(write_file(freeze_file(tree_), tree_.freezer_v2 ? "1" : "FROZEN"));
-  held_ = true;
-  return {};
+  held_ = true;  // As far as thaw() is concerned, also if this fails.
+  return write_file(freeze_file(tree_), tree_.freezer_v2 ? "1" : "FROZEN");
 }
 
 Result<void> FrozenTree::unhold() {
@@ -217,10 +219,8 @@ Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(const FreezeHints
   return known;
 }
 
-namespace {
-
 // The answer: whether it is seized now; no, if it is gone.
-Result<bool> seize_one(pid_t tid) {
+Result<bool> FrozenTree::seize_one(pid_t tid, std::int64_t patience_us) {
   const std::int64_t start = monotonic_us();
   while (true) {
     Result<void> seized = sys::ptrace_seize(tid, seize_options);
@@ -232,38 +232,39 @@ Result<bool> seize_one(pid_t tid) {
     if (status.ok() && (status->state == 'Z' || status->state == 'X')) return false;
     if (!status.ok() || status->tracer == 0) return std::move(seized).error();
     // Somebody traces it: a debugger, or a tracer of ours that is just dying.
-    if (monotonic_us() - start > attach_retry_us)
+    if (monotonic_us() - start > patience_us)
       return make_error(Errc::refused, "thread {} ({}) is traced by process {}", tid, status->name,
                         status->tracer);
     timespec pause{0, 500'000};
     ::nanosleep(&pause, nullptr);
   }
+  seized_.push_back(tid);
   Result<void> interrupted = sys::ptrace_interrupt(tid);
-  if (!interrupted.ok() && is_gone(interrupted.error())) return false;
-  TRY(std::move(interrupted));
-  return true;
+  if (!interrupted.ok() && !is_gone(interrupted.error())) return std::move(interrupted).error();
+  return true;  // If it is gone, waiting for it tells.
 }
 
-}  // namespace
-
-// Seizes and interrupts threads that weren't known; the answer: whether there were any.
+// Seizes and interrupts threads that weren't known; the answer: whether the list must be looked at
+// again, since there were any, or some were gone: what is believed gone must not be listed any
+// more.
 Result<bool> FrozenTree::seize_new(std::vector<Known>& known) {
   std::unordered_set<pid_t> listed;
   for (pid_t tid : TRY(list_tree_threads(tree_))) listed.insert(tid);
-  for (const Known& k : known)
+  for (const Known& k : known) {
+    if (k.gone && listed.contains(k.tid))
+      return make_error(Errc::internal, "thread {} neither stops nor ends", k.tid);
     if (k.seized) listed.erase(k.tid);
+  }
   std::erase_if(known, [&](const Known& k) { return !k.seized && !listed.contains(k.tid); });
   for (const Known& k : known) listed.erase(k.tid);
   for (pid_t tid : listed) known.emplace_back().tid = tid;
   bool any = false;
   for (Known& k : known) {
     if (k.seized) continue;
-    if (!TRY(seize_one(k.tid))) {
-      k.seized = k.collected = true;  // Gone; not asked again.
-      continue;
-    }
-    k.seized = any = true;
+    any = true;
+    k.seized = TRY(seize_one(k.tid, attach_retry_us));
   }
+  std::erase_if(known, [](const Known& k) { return !k.seized; });
   return any;
 }
 
@@ -308,14 +309,17 @@ Result<void> FrozenTree::collect(Known& k) {
 Result<void> FrozenTree::seize_all(std::vector<Known>& known) {
   for (int round = 0; round < list_rounds_max; ++round) {
     bool any = TRY(seize_new(known));
-    seized_ = true;
     for (Known& k : known) {
       if (k.collected) continue;
       Result<void> collected = collect(k);
       if (!collected.ok() && !is_gone(collected.error())) return collected;
+      k.gone = !collected.ok();
       k.collected = true;
     }
-    if (!any) return {};
+    if (!any) {
+      complete_ = true;
+      return {};
+    }
   }
   return make_error(Errc::timeout, "{} makes threads faster than they can be stopped",
                     tree_.freezer_path);
@@ -377,25 +381,43 @@ Result<void> FrozenTree::leave_vdso() {
 }
 
 Result<void> FrozenTree::unmap_arenas() {
-  for (FrozenProcess& process : processes_)
-    if (process.remote && process.remote->has_arena() && !process.threads.empty())
-      TRY(process.remote->unmap_arena(process.threads.front()));
+  for (FrozenProcess& process : processes_) {
+    if (!process.remote || !process.remote->has_arena() || process.threads.empty()) continue;
+    // Nothing is taken away from under a thread that a dead tracer left in a batch.
+    for (FrozenThread& thread : process.threads)
+      if (process.remote->in_injected_code(thread.regs)) TRY(process.remote->settle(thread));
+    TRY(process.remote->unmap_arena(process.threads.front()));
+  }
   return {};
 }
 
 namespace {
 
-// A thread that was killed under us must be waited for by us, its tracer: until then its process
-// can't be reaped.
+// Whatever the thread does: an error of ours may have come at any moment. One that was killed under
+// us must be waited for by us, its tracer: until then its process can't be reaped.
 Result<void> let_go(pid_t tid) {
-  Result<void> detached = sys::ptrace_detach(tid, 0);
-  if (detached.ok() || !is_gone(detached.error())) return detached;
-  while (true) {
-    sys::Stop stop = TRY(sys::wait_stop(tid, end_limit_us));
-    if (stop.exited()) return {};
-    detached = sys::ptrace_detach(tid, 0);
-    if (detached.ok() || !is_gone(detached.error())) return detached;
+  Result<sys::Stop> stop = sys::current_stop(tid, stop_limit_us);
+  if (!stop.ok() && is_gone(stop.error())) {
+    Result<sys::ProcStatus> status = sys::read_status(tid);
+    if (!status.ok() && is_gone(status.error())) return {};
+    if (status.ok() && status->tracer != ::gettid()) return {};
   }
+  if (TRY(std::move(stop)).exited()) return {};
+  // Its stop may not have been looked at yet.
+  sys::Regs regs = TRY(sys::ptrace_get_regs(tid));
+  if (repair_interrupted_call(regs)) TRY(sys::ptrace_set_regs(tid, regs));
+  return sys::ptrace_detach(tid, stop->at_signal() ? stop->signal() : 0);
+}
+
+// Takes back a change to the program. The answer: whether that was possible.
+template <typename Undo>
+bool insist(Undo undo) {
+  for (int attempt = 1; attempt <= undo_attempts_max; ++attempt) {
+    Result<void> undone = undo();
+    if (undone.ok()) return true;
+    LOG(warn, "rollback, attempt {} of {}: {}", attempt, undo_attempts_max, undone.error().what());
+  }
+  return false;
 }
 
 }  // namespace
@@ -432,31 +454,59 @@ std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
   return sleeps;
 }
 
-Result<void> FrozenTree::thaw(std::vector<sys::InterruptedSleep>* sleeps) {
-  std::optional<Error> first;
-  auto note = [&](Result<void> result) {
-    if (!result.ok() && !is_gone(result.error()) && !first) first = std::move(result).error();
-  };
-  if (seized_) {
-    const bool has_arena = std::any_of(processes_.begin(), processes_.end(), [](FrozenProcess& p) {
-      return p.remote && p.remote->has_arena();
-    });
-    if (has_arena) {
-      note(unhold());
-      note(unmap_arenas());
-    }
-    if (sleeps != nullptr) *sleeps = interrupted_sleeps();
-    for (FrozenProcess& process : processes_) {
-      // The leader last: it isn't seen to end before all others have been.
-      std::reverse(process.threads.begin(), process.threads.end());
-      for (FrozenThread& thread : process.threads) note(let_go(thread.tid));
-    }
-    seized_ = false;
+// Preconditions: as unmap_arena's. A program that was killed has none.
+bool FrozenTree::take_back_arenas() {
+  bool adrift = false, any = false;
+  for (FrozenProcess& process : processes_) {
+    if (!process.remote) continue;
+    adrift = adrift || process.remote->adrift();
+    any = any || process.remote->has_arena();
   }
-  note(unhold());
+  if (adrift) return false;
+  if (!any) return true;
+  return insist([&] { return unhold(); }) && insist([&]() -> Result<void> {
+           Result<void> unmapped = unmap_arenas();
+           if (!unmapped.ok() && is_gone(unmapped.error())) return {};
+           return unmapped;
+         });
+}
+
+Result<void> FrozenTree::thaw(std::vector<sys::InterruptedSleep>* sleeps) {
+  if (held_ && !complete_) seize_rest();
+  bool undone = take_back_arenas();
+  if (sleeps != nullptr) *sleeps = interrupted_sleeps();
+  // The leaders last: one isn't seen to end before all other threads have been.
+  std::stable_partition(seized_.begin(), seized_.end(), [&](pid_t tid) {
+    return std::none_of(processes_.begin(), processes_.end(),
+                        [&](const FrozenProcess& process) { return process.pid == tid; });
+  });
+  for (pid_t tid : seized_) undone = insist([&] { return let_go(tid); }) && undone;
+  seized_.clear();
+  undone = insist([&] { return unhold(); }) && undone;
   processes_.clear();
-  if (first) return std::move(*first);
-  return {};
+  if (undone) return {};
+  LOG(error, "{} can't be let go; this process ends, for recover() to do it", tree_.freezer_path);
+  std::abort();
+}
+
+// A freezer that was put on has kicked every thread out of its system call; also those that we
+// didn't come to. Nothing else can be done about one that a debugger traces.
+void FrozenTree::seize_rest() {
+  for (int round = 0; round < list_rounds_max; ++round) {
+    bool any = false;
+    insist([&]() -> Result<void> {
+      for (pid_t tid : TRY(list_tree_threads(tree_))) {
+        if (std::find(seized_.begin(), seized_.end(), tid) != seized_.end()) continue;
+        const bool seized = insist([&]() -> Result<void> {
+          TRY(seize_one(tid, 0));
+          return {};
+        });
+        any = any || seized;
+      }
+      return {};
+    });
+    if (!any) return;
+  }
 }
 
 Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
@@ -482,15 +532,14 @@ Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
 }
 
 Result<void> recover(const TreeRef& ref) {
-  FrozenTree tree(ref);
-  std::vector<FrozenTree::Known> known;
-  if (ref.freezer_v2) {
-    TRY(tree.hold());
-  } else {
-    tree.held_ = true;  // Whether it is or not: thaw it first, its tasks can't answer.
-    TRY(tree.unhold());
+  // Tasks in a v1 freezer can't answer.
+  if (!ref.freezer_v2) TRY(write_file(freeze_file(ref), "THAWED"));
+  FrozenTree tree = TRY(freeze(ref));
+  // What dead tracers left behind.
+  for (FrozenProcess& process : tree.processes()) {
+    Result<sys::RemoteProcess*> remote = tree.remote(process);
+    if (!remote.ok() && !is_gone(remote.error())) return std::move(remote).error();
   }
-  TRY(tree.seize_all(known));
   return tree.thaw();
 }
 

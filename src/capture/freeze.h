@@ -99,7 +99,9 @@ class FrozenTree {
   Result<void> seal();
   // The destructor will no longer thaw: somebody else runs the program now, or may be running it.
   void commit() { committed_ = true; }
-  // Rollback, with its error. The tree runs when this returns, even on error, as far as possible.
+  // Rollback. What fails is tried again; should it fail for good, this process ends itself: then
+  // the kernel lets go of every thread, injected code gets through by itself, and recover(), which
+  // somebody owes the tree after our death, does the rest.
   Result<void> thaw() { return thaw(nullptr); }
   // The same, and notes the sleeps that it interrupted, for the next freeze. For trees whose sleeps
   // were measured.
@@ -115,20 +117,24 @@ class FrozenTree {
   Result<void> hold();
   Result<void> seize_all(std::vector<Known>& known);
   Result<bool> seize_new(std::vector<Known>& known);
+  Result<bool> seize_one(pid_t tid, std::int64_t patience_us);
+  void seize_rest();
   Result<void> collect(Known& known);
   Result<void> settle_orphans();
   Result<void> leave_vdso();
   Result<void> unhold();
   Result<void> unmap_arenas();
+  bool take_back_arenas();
   std::vector<sys::InterruptedSleep> interrupted_sleeps();
   FrozenProcess& process_of(pid_t pid, pid_t pid_inside);
 
   TreeRef tree_;
   std::map<std::uint32_t, std::string> private_file_places_;
   std::vector<FrozenProcess> processes_;
+  std::vector<pid_t> seized_;  // Every thread that we trace, also one whose stop isn't known yet.
   std::int64_t frozen_at_ns_ = 0;
-  bool held_ = false;    // The cgroup is frozen by us.
-  bool seized_ = false;  // Threads are in ptrace stop.
+  bool held_ = false;      // The cgroup is frozen by us.
+  bool complete_ = false;  // Every thread is in `seized_`, and its stop was looked at.
   bool committed_ = false;
 };
 

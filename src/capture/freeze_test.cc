@@ -18,6 +18,7 @@
 #include "capture/describe.h"
 #include "capture/test_tree.h"
 #include "sys/pidfd.h"
+#include "sys/testing/plausible_error.h"
 #include "sys/vdso.h"
 
 namespace godwit::capture {
@@ -88,45 +89,91 @@ TEST(Freeze, NoThreadStaysInsideTheVdsoWhenTheTargetHasAnother) {
   EXPECT_TRUE(inside_otherwise);  // Else nothing was proved.
 }
 
-// Runs `work` in a child process and kills the child at its n-th system call, counted at entries
-// and exits alike (at an entry the call isn't executed any more). We trace the tracer. The answer:
-// whether it was killed.
-bool killed_at(int n, const std::function<bool()>& work) {
+struct Fault {
+  int at = 0;         // The call, counted from 1.
+  bool kill = false;  // Else it fails.
+};
+
+struct Struck {
+  bool struck = false;  // It made so many calls.
+  int status = 0;       // How it ended.
+  std::uint64_t call = 0, request = 0;
+  int error = 0;
+};
+
+// Whether this stop of the child, at a system call, counts.
+bool counts(const user_regs_struct& regs, const Fault& fault) {
+  // Waiting is many calls that change nothing: how many is chance.
+  if (regs.orig_rax == SYS_sched_yield || regs.orig_rax == SYS_nanosleep ||
+      regs.orig_rax == SYS_clock_nanosleep)
+    return false;
+  return fault.kill ? regs.orig_rax != SYS_wait4 : sys::plausible_error(regs.orig_rax, 0) != 0;
+}
+
+// Runs `work` in a child process and strikes at its n-th system call. For a kill, entries and exits
+// are counted alike (at an entry the call isn't executed any more), else entries. We trace the
+// tracer.
+Struck strike(const Fault& fault, const std::function<bool()>& work) {
   pid_t child = ::fork();
   if (child == 0) {
     ::raise(SIGSTOP);
     ::_exit(work() ? 0 : 1);
   }
-  int status = 0;
-  EXPECT_EQ(::waitpid(child, &status, WUNTRACED), child);
+  Struck out;
+  EXPECT_EQ(::waitpid(child, &out.status, WUNTRACED), child);
   EXPECT_EQ(::ptrace(PTRACE_SEIZE, child, 0, PTRACE_O_TRACESYSGOOD), 0) << errno;
   ::kill(child, SIGCONT);
-  int seen = 0;
-  bool killed = false;
-  while (::waitpid(child, &status, __WALL) == child) {
-    if (WIFEXITED(status)) {
-      EXPECT_EQ(WEXITSTATUS(status), 0) << "the engine failed by itself, n=" << n;
-      break;
-    }
-    if (WIFSIGNALED(status)) break;
-    if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+  int seen = 0, error = 0;
+  bool entry = false;
+  while (::waitpid(child, &out.status, __WALL) == child) {
+    if (WIFEXITED(out.status) || WIFSIGNALED(out.status)) break;
+    long signal = 0;
+    if (WSTOPSIG(out.status) == (SIGTRAP | 0x80)) {
+      entry = !entry;
       user_regs_struct regs{};
       ::ptrace(PTRACE_GETREGS, child, 0, &regs);
-      // Waiting is many calls that change nothing: how many is chance.
-      const bool counts = regs.orig_rax != SYS_wait4 && regs.orig_rax != SYS_sched_yield &&
-                          regs.orig_rax != SYS_nanosleep && regs.orig_rax != SYS_clock_nanosleep;
-      if (counts && ++seen == n) {
-        ::kill(child, SIGKILL);
-        killed = true;
-        continue;
+      if (!entry && error != 0) {
+        regs.rax = static_cast<std::uint64_t>(-error);
+        ::ptrace(PTRACE_SETREGS, child, 0, &regs);
+        error = 0;
+      } else if ((entry || fault.kill) && counts(regs, fault) && ++seen == fault.at) {
+        out.struck = true;
+        if (fault.kill) {
+          ::kill(child, SIGKILL);
+          continue;
+        }
+        error = sys::plausible_error(regs.orig_rax, static_cast<std::uint64_t>(fault.at));
+        out.call = regs.orig_rax, out.request = regs.rdi, out.error = error;
+        regs.orig_rax = ~0ULL;  // Not executed.
+        ::ptrace(PTRACE_SETREGS, child, 0, &regs);
       }
-      ::ptrace(PTRACE_SYSCALL, child, 0, 0);
-    } else {
-      const bool event = status >> 16 != 0;
-      ::ptrace(PTRACE_SYSCALL, child, 0, event ? 0 : WSTOPSIG(status));
+    } else if (out.status >> 16 == 0) {
+      signal = WSTOPSIG(out.status);
     }
+    ::ptrace(PTRACE_SYSCALL, child, 0, signal);
   }
-  return killed;
+  return out;
+}
+
+bool exhaustive() { return std::getenv("GODWIT_EXHAUSTIVE") != nullptr; }
+
+// Nothing of ours is left in the program, and nothing holds it.
+void expect_untouched(const TestTree& tree, std::size_t descriptors) {
+  EXPECT_EQ(std::move(sys::list_fds(tree.pid())).value().size(), descriptors);
+  EXPECT_EQ(std::move(read_file(tree.ref().freezer_path + "/cgroup.freeze")).value(), "0\n");
+  const std::vector<pid_t> threads = std::move(list_tree_threads(tree.ref())).value();
+  for (pid_t tid : threads) EXPECT_EQ(std::move(sys::read_status(tid)).value().tracer, 0);
+}
+
+// A thread of it maps and unmaps all the time.
+Result<void> await_mappings(const TestTree& tree, std::size_t most) {
+  const std::int64_t start = monotonic_us();
+  while (true) {
+    const std::size_t now = std::move(sys::read_maps(tree.pid())).value().size();
+    if (now <= most) return {};
+    if (monotonic_us() - start > 10'000'000)
+      return make_error(Errc::timeout, "{} mappings, there were {}", now, most);
+  }
 }
 
 TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
@@ -137,12 +184,15 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   const std::size_t descriptors = std::move(sys::list_fds(tree->pid())).value().size();
   const std::int64_t start = monotonic_us();
   int kills = 0;
-  const int step = std::getenv("GODWIT_EXHAUSTIVE") ? 1 : 3;
-  const std::int64_t limit_us = std::getenv("GODWIT_EXHAUSTIVE") ? 3'600'000'000 : 45'000'000;
+  const int step = exhaustive() ? 1 : 3;
+  const std::int64_t limit_us = exhaustive() ? 3'600'000'000 : 45'000'000;
   for (int n = 1; monotonic_us() - start < limit_us; n += step) {
-    const bool killed =
-        killed_at(n, [&] { return freeze_and_inject(tree->ref(), 100, false).ok(); });
-    kills += killed;
+    const Struck end = strike({.at = n, .kill = true},
+                              [&] { return freeze_and_inject(tree->ref(), 100, false).ok(); });
+    if (!end.struck) {
+      EXPECT_EQ(end.status, 0) << "the engine failed by itself, n=" << n;
+    }
+    kills += end.struck;
     Result<void> recovered = recover(tree->ref());
     ASSERT_TRUE(recovered.ok()) << "n=" << n << ": " << recovered.error().what();
     ASSERT_EQ(tree->complaint(), "") << "n=" << n;
@@ -150,7 +200,7 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
       Result<void> alive = tree->await_beats();
       ASSERT_TRUE(alive.ok()) << "n=" << n << ": " << alive.error().what();
     }
-    if (!killed) break;
+    if (!end.struck) break;
   }
   Result<void> alive = tree->await_beats();
   EXPECT_TRUE(alive.ok()) << alive.error().what();
@@ -159,6 +209,81 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   RecordProperty("kills", kills);
   std::printf("tracer killed %d times in %ld ms\n", kills,
               static_cast<long>((monotonic_us() - start) / 1000));
+}
+
+// What the engine does with a tree that it lets go on in the end.
+Result<void> freeze_and_describe(const TreeRef& ref) {
+  LiveDescription live = TRY(describe_live(ref));
+  FrozenTree tree = TRY(freeze(ref, {.measure_sleeps = true}));
+  for (FrozenProcess& process : tree.processes()) TRY(make_userfaultfd(tree, process));
+  image::Capsule capsule;
+  TRY(tree.describe(capsule, &live.capsule));
+  TRY(tree.seal());
+  return tree.thaw();
+}
+
+// No recovery follows, unless the engine ended itself because it couldn't mend what had failed.
+void fail_everywhere(TestTree* tree, const std::function<Result<void>()>& engine) {
+  auto work = [&] {
+    Result<void> done = engine();
+    if (!done.ok()) std::printf("%s\n", done.error().what().c_str()), std::fflush(stdout);
+    return done.ok();
+  };
+  ASSERT_TRUE(tree->await_beats().ok());
+  const std::size_t descriptors = std::move(sys::list_fds(tree->pid())).value().size();
+  std::size_t mappings = SIZE_MAX;
+  for (int i = 0; i < 1000; ++i)
+    mappings = std::min(mappings, std::move(sys::read_maps(tree->pid())).value().size());
+  const std::int64_t start = monotonic_us();
+  int failures = 0, reported = 0, died = 0;
+  const int step = exhaustive() ? 1 : 7;
+  bool struck = true;
+  for (int n = 1 + ::getpid() % step; struck; n += step) {
+    const Struck end = strike({.at = n}, work);
+    SCOPED_TRACE(fmt::format("call {}: {}({:#x}), error {}; status {:#x}", n, end.call, end.request,
+                             end.error, end.status));
+    struck = end.struck;
+    failures += struck;
+    if (!struck) {
+      EXPECT_EQ(end.status, 0) << "the engine failed by itself";
+    }
+    reported += WIFEXITED(end.status) && WEXITSTATUS(end.status) != 0;
+    if (WIFSIGNALED(end.status)) {
+      ++died;
+      Result<void> recovered = recover(tree->ref());
+      ASSERT_TRUE(recovered.ok()) << recovered.error().what();
+    }
+    ASSERT_EQ(tree->complaint(), "");
+    Result<void> unmapped = await_mappings(*tree, mappings);
+    EXPECT_TRUE(unmapped.ok()) << unmapped.error().what();
+    ASSERT_NO_FATAL_FAILURE(expect_untouched(*tree, descriptors));
+    ASSERT_FALSE(::testing::Test::HasFailure());
+    if (failures % 32 == 0) {
+      Result<void> alive = tree->await_beats();
+      ASSERT_TRUE(alive.ok()) << alive.error().what();
+    }
+  }
+  Result<void> alive = tree->await_beats();
+  EXPECT_TRUE(alive.ok()) << alive.error().what();
+  EXPECT_GT(failures, 50);
+  // Mended by the engine itself, as a rule.
+  EXPECT_LT(died, failures / 10 + 3);
+  std::printf("%d failed calls in %ld ms: %d reported, %d ended the engine\n", failures,
+              static_cast<long>((monotonic_us() - start) / 1000), reported, died);
+}
+
+TEST(Freeze, AnyFailedCallIsHarmless) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start();
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  fail_everywhere(&*tree, [&] { return freeze_and_inject(tree->ref(), 20, true); });
+}
+
+TEST(Freeze, AnyFailedCallOfADescriptionIsHarmless) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start(3, true);
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  fail_everywhere(&*tree, [&] { return freeze_and_describe(tree->ref()); });
 }
 
 TEST(Freeze, StoppedProgramStaysStopped) {

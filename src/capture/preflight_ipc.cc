@@ -58,7 +58,11 @@ Result<void> list_queues(std::vector<std::string>& reasons) {
   if (opened == nullptr) return os_error("fdopendir(mqueue)");
   (void)root.release();  // Closed with the directory.
   std::unique_ptr<DIR, int (*)(DIR*)> directory(opened, ::closedir);
-  while (const dirent* entry = ::readdir(directory.get())) {
+  while (true) {
+    errno = 0;
+    const dirent* entry = ::readdir(directory.get());
+    if (entry == nullptr && errno != 0) return os_error("readdir(mqueue)");
+    if (entry == nullptr) break;
     if (entry->d_name[0] == '.') continue;
     reasons.push_back(fmt::format(
         "the capsule has the POSIX message queue /{}, which can't move yet", entry->d_name));

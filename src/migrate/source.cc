@@ -4,6 +4,7 @@
 #include <sys/user.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -29,6 +30,7 @@
 #include "sys/cpuid.h"
 #include "sys/kernel_features.h"
 #include "sys/namespaces.h"
+#include "sys/proc.h"
 #include "sys/thread_priority.h"
 #include "sys/vdso.h"
 #include "transport/link.h"
@@ -55,6 +57,8 @@ constexpr std::int64_t clock_patience_ns = 20'000'000;
 
 // How long we listen for the reason why a target takes no more links.
 constexpr std::int64_t last_words_ms_max = 1'000;
+
+constexpr int relay_attempts_max = 3;
 
 // A running program can remove files faster than we describe it, but not forever.
 constexpr int describe_attempts_max = 5;
@@ -85,6 +89,7 @@ class Source {
   Result<void> commit(capture::FrozenTree& tree);
   Result<void> drain();
   Result<void> release();
+  void relay_goes_on();
 
   Result<void> send_prepare(image::Capsule image);
   Result<void> survey(image::Capsule& image, const PidMap& node_pids);
@@ -468,14 +473,26 @@ Result<void> Source::move(const RoundDecision&) {
   // From here no page of the tree can change. Every early return thaws, until the capsule is given
   // up: then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {
-    if (given_up_) return;
-    if (Result<void> r = shell_->init().relay_go(); !r.ok())
-      LOG(error, "relay does not go on: {}", r.error().what());
+    if (!given_up_) relay_goes_on();
   });
   TRY(copy_frozen(tree, postcopy_));
   TRY(commit(tree));
   relay.commit();
   return {};
+}
+
+// Rollback. A program whose output nobody takes does not go on as before: if we can't see to it,
+// our death makes it the daemon's business, which recovers the capsule.
+void Source::relay_goes_on() {
+  Result<void> goes = shell_->init().relay_go();
+  for (int attempt = 1; !goes.ok() && attempt < relay_attempts_max; ++attempt) {
+    // The answer to a failed request may still be on its way in the old connection.
+    auto init = capsule::InitClient::connect(capsule::Shell::socket_path(env_, id_));
+    goes = init.ok() ? init->relay_go() : Result<void>(std::move(init).error());
+  }
+  if (goes.ok() || !sys::read_status(shell_->init_pid()).ok()) return;
+  LOG(error, "relay does not go on: {}", goes.error().what());
+  std::abort();
 }
 
 Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {

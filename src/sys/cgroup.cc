@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <memory>
 #include <charconv>
 #include <ctime>
 
@@ -100,17 +101,22 @@ Result<std::uint64_t> keyed_number(const std::string& path, std::string_view key
   return make_error(Errc::invalid, "{}: no line \"{}\"", path, key);
 }
 
-std::vector<std::string> children_of(const std::string& directory) {
+// One that is gone has none.
+Result<std::vector<std::string>> children_of(const std::string& directory) {
   std::vector<std::string> out;
-  DIR* dir = ::opendir(directory.c_str());
-  if (dir == nullptr) return out;
-  while (dirent* entry = ::readdir(dir)) {
+  std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(directory.c_str()), ::closedir);
+  if (dir == nullptr && errno == ENOENT) return out;
+  if (dir == nullptr) return os_error(fmt::format("opendir({})", directory));
+  while (true) {
+    errno = 0;
+    const dirent* entry = ::readdir(dir.get());
+    if (entry == nullptr && errno != 0 && errno != ENOENT)
+      return os_error(fmt::format("readdir({})", directory));
+    if (entry == nullptr) return out;
     std::string_view name = entry->d_name;
     if (entry->d_type == DT_DIR && name != "." && name != "..")
       out.push_back(fmt::format("{}/{}", directory, name));
   }
-  ::closedir(dir);
-  return out;
 }
 
 Result<void> collect_pids(const std::string& directory, std::vector<pid_t>& out) {
@@ -121,7 +127,7 @@ Result<void> collect_pids(const std::string& directory, std::vector<pid_t>& out)
   }
   for (std::string_view line : split(*text, '\n'))
     out.push_back(TRY(parse_number<pid_t>(line, directory)));
-  for (const std::string& child : children_of(directory)) TRY(collect_pids(child, out));
+  for (const std::string& child : TRY(children_of(directory))) TRY(collect_pids(child, out));
   return {};
 }
 
@@ -154,7 +160,7 @@ Result<void> thaw_v1(const std::string& path) {
 Result<void> thaw_all_v1(const std::string& path) {
   Result<void> thawed = thaw_v1(path);
   if (!thawed.ok() && !is_gone(thawed.error())) return thawed;
-  for (const std::string& child : children_of(path)) TRY(thaw_all_v1(child));
+  for (const std::string& child : TRY(children_of(path))) TRY(thaw_all_v1(child));
   return {};
 }
 
@@ -188,7 +194,7 @@ Result<void> delegate(const CgroupHierarchy& v2, const std::string& name) {
 
 // False: something in it is still busy.
 Result<bool> remove_tree(const std::string& directory) {
-  for (const std::string& child : children_of(directory))
+  for (const std::string& child : TRY(children_of(directory)))
     if (!TRY(remove_tree(child))) return false;
   if (::rmdir(directory.c_str()) == 0 || errno == ENOENT) return true;
   if (errno == EBUSY) return false;

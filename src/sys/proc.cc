@@ -203,10 +203,16 @@ Result<std::vector<int>> list_numeric(const std::string& path) {
     return error;
   }
   std::vector<int> out;
-  while (dirent* entry = ::readdir(dir.get())) {
+  while (true) {
+    errno = 0;
+    const dirent* entry = ::readdir(dir.get());
+    if (entry == nullptr) break;
     std::string_view name = entry->d_name;
     if (!name.empty() && name[0] >= '0' && name[0] <= '9') out.push_back(number<int>(name));
   }
+  if (errno == ENOENT || errno == ESRCH)
+    return make_error(Errc::tracee_gone, "readdir({}): it is gone", path);
+  if (errno != 0) return os_error(fmt::format("readdir({})", path));
   std::sort(out.begin(), out.end());
   return out;
 }

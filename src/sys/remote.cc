@@ -59,101 +59,24 @@
 #include "base/io.h"
 #include "sys/maps_query.h"
 #include "sys/proc.h"
+#include "sys/remote_code.h"
 #include "sys/vdso.h"
 
 namespace godwit::sys {
+
+using namespace remote_code;
+
 namespace {
 
 constexpr std::int64_t stop_limit_us =
     20'000'000;                   // A batch has no call that sleeps; a loaded machine does.
 constexpr int signals_max = 256;  // Signals delivered while one injection is tried.
 constexpr int settle_rounds_max = 10'000;
+// To bring a thread back after a failed call. What fails so often in a row fails for good.
+constexpr int attempts_max = 5;
 
-constexpr std::uint64_t magic[2] = {0x6a6e492074697764ULL, 0x6f47206564746365ULL};
-
-// What lies at the start of the free tail of [vdso]. The code is position-independent and follows.
-struct Header {
-  std::uint64_t magic[2];
-  std::uint64_t arena, arena_bytes;  // Written before the arena is mapped.
-  // Registers that injected code changes, in the order in which it loads them back.
-  std::uint64_t rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10, r11, rip;
-  std::uint64_t unused;
-};
-static_assert(sizeof(Header) == 16 * 8);
-static_assert(offsetof(Header, rip) == 14 * 8);
-
-// At the start of the arena, so that what a dead tracer left is recognised.
-struct ArenaHeader {
-  std::uint64_t magic[2];
-  std::uint64_t bytes;
-  std::uint64_t unused[5];
-};
-static_assert(sizeof(ArenaHeader) == 64);
-
-// Offsets of the code from the header.
-constexpr std::size_t boot_offset = sizeof(Header);   // syscall; jmp restore
-constexpr std::size_t loop_offset = boot_offset + 4;  // rbx: the first RemoteBatch::Entry
-
-// clang-format off
-constexpr unsigned char code_before_restore[] = {
-    0x0f, 0x05,                    // boot: syscall
-    0xeb, 45,                      //       jmp restore
-    0x48, 0x8b, 0x0b,              // loop: mov (%rbx),%rcx         number of the call + 1, or 0
-    0xe3, 40,                      //       jrcxz restore
-    0x48, 0x8d, 0x41, 0xff,        //       lea -1(%rcx),%rax
-    0x48, 0x8b, 0x7b, 0x08,        //       mov 8(%rbx),%rdi
-    0x48, 0x8b, 0x73, 0x10,        //       mov 16(%rbx),%rsi
-    0x48, 0x8b, 0x53, 0x18,        //       mov 24(%rbx),%rdx
-    0x4c, 0x8b, 0x53, 0x20,        //       mov 32(%rbx),%r10
-    0x4c, 0x8b, 0x43, 0x28,        //       mov 40(%rbx),%r8
-    0x4c, 0x8b, 0x4b, 0x30,        //       mov 48(%rbx),%r9
-    0x0f, 0x05,                    //       syscall
-    0x48, 0x89, 0x43, 0x38,        //       mov %rax,56(%rbx)
-    0x48, 0x8d, 0x5b, 0x40,        //       lea 64(%rbx),%rbx
-    0xeb, 0xd3,                    //       jmp loop
-};
-// clang-format on
-constexpr std::size_t loop_syscall = loop_offset + 33;  // The syscall instruction of the loop.
-constexpr std::size_t restore_offset = boot_offset + sizeof code_before_restore;
-constexpr std::size_t restore_bytes = 10 * 7 + 6;
-constexpr std::size_t code_bytes = restore_offset + restore_bytes;
-// The jumps above are relative to the end of their instruction.
-static_assert(boot_offset + 4 + 45 == restore_offset);
-static_assert(loop_offset + 5 + 40 == restore_offset);
-static_assert(restore_offset + 0xd3 - 0x100 == loop_offset);
-static_assert(code_before_restore[loop_syscall - boot_offset] == 0x0f);
-
-// Ten times `mov field(%rip),%reg`, then `jmp *rip_field(%rip)`.
-std::vector<std::byte> assemble() {
-  std::vector<std::byte> out;
-  auto emit = [&](std::initializer_list<unsigned> bytes) {
-    for (unsigned b : bytes) out.push_back(static_cast<std::byte>(b));
-  };
-  auto displacement = [&](std::size_t field) {
-    // Relative to the end of the instruction, whose last four bytes these are.
-    auto d =
-        static_cast<std::int32_t>(field) - static_cast<std::int32_t>(boot_offset + out.size() + 4);
-    for (int i = 0; i < 4; ++i) out.push_back(static_cast<std::byte>((d >> (8 * i)) & 0xff));
-  };
-  for (unsigned char b : code_before_restore) out.push_back(static_cast<std::byte>(b));
-  const struct {
-    unsigned rex, modrm;
-    std::size_t field;
-  } loads[] = {
-      {0x48, 0x05, offsetof(Header, rax)}, {0x48, 0x1d, offsetof(Header, rbx)},
-      {0x48, 0x0d, offsetof(Header, rcx)}, {0x48, 0x15, offsetof(Header, rdx)},
-      {0x48, 0x35, offsetof(Header, rsi)}, {0x48, 0x3d, offsetof(Header, rdi)},
-      {0x4c, 0x05, offsetof(Header, r8)},  {0x4c, 0x0d, offsetof(Header, r9)},
-      {0x4c, 0x15, offsetof(Header, r10)}, {0x4c, 0x1d, offsetof(Header, r11)},
-  };
-  for (auto& load : loads) {
-    emit({load.rex, 0x8b, load.modrm});
-    displacement(load.field);
-  }
-  emit({0xff, 0x25});
-  displacement(offsetof(Header, rip));
-  INVARIANT(out.size() + boot_offset == code_bytes, "{} bytes of code", out.size());
-  return out;
+bool is_gone(const Error& error, pid_t tid) {
+  return error.code() == Errc::tracee_gone && !is_our_tracee(tid);
 }
 
 bool caught_or_blocked(std::uint64_t set, int signal) { return (set >> (signal - 1)) & 1; }
@@ -180,66 +103,6 @@ Regs restart_applied(const Regs& regs) {
   out.orig_rax = ~0ULL;
   return out;
 }
-
-// ---- RemoteBatch
-
-RemoteBatch::RemoteBatch(const RemoteProcess& process)
-    : arena_(process.arena()), arena_bytes_(process.arena_bytes()) {
-  INVARIANT(process.has_arena());
-  // The two entries around the calls: block signals now, unblock later; run() fills them in.
-  append(SYS_rt_sigprocmask, {});
-}
-
-bool RemoteBatch::has_room(std::size_t calls, std::size_t data_bytes) const {
-  constexpr std::size_t own = 4 * sizeof(Entry) + 64;  // unblock, marker, end; masks.
-  return sizeof(ArenaHeader) + (entries_.size() + calls) * sizeof(Entry) + own + data_bytes_ +
-             data_bytes + 16 <=
-         arena_bytes_;
-}
-
-std::size_t RemoteBatch::append(long nr, std::array<std::uint64_t, 6> args) {
-  INVARIANT(has_room(1, 0), "a batch of {} calls is too large", entries_.size());
-  Entry& entry = entries_.emplace_back();
-  entry.nr_plus_1 = static_cast<std::uint64_t>(nr) + 1;
-  std::copy(args.begin(), args.end(), entry.args);
-  entry.result = 0;
-  return entries_.size() - 1;
-}
-
-RemoteAddr RemoteBatch::space(std::size_t bytes) {
-  INVARIANT(has_room(0, bytes), "a batch with {} bytes of data is too large", data_bytes_ + bytes);
-  data_bytes_ += (bytes + 15) & ~std::size_t{15};
-  if (data_.size() < data_bytes_) {
-    std::vector<std::byte> larger(std::max(data_bytes_, data_.size() * 2));
-    std::copy(data_.begin(), data_.end(), larger.end() - static_cast<std::ptrdiff_t>(data_.size()));
-    data_ = std::move(larger);
-  }
-  return {arena_.value + arena_bytes_ - data_bytes_};
-}
-
-RemoteAddr RemoteBatch::put(std::span<const std::byte> data) {
-  RemoteAddr at = space(data.size());
-  std::copy(data.begin(), data.end(), data_.end() - static_cast<std::ptrdiff_t>(data_bytes_));
-  return at;
-}
-
-void RemoteBatch::pause(std::function<Result<void>()> look) {
-  // A tgkill whose signal run() chooses.
-  pauses_.push_back({append(SYS_tgkill, {}), std::move(look)});
-}
-
-std::int64_t RemoteBatch::result(std::size_t index) const {
-  INVARIANT(index < entries_.size());
-  return entries_[index].result;
-}
-
-const std::byte* RemoteBatch::view(RemoteAddr from, std::size_t bytes) const {
-  std::uint64_t low = arena_.value + arena_bytes_ - data_bytes_;
-  INVARIANT(from.value >= low && from.value + bytes <= arena_.value + arena_bytes_);
-  return data_.data() + (data_.size() - data_bytes_) + (from.value - low);
-}
-
-// ---- RemoteProcess
 
 Result<RemoteProcess> RemoteProcess::open(pid_t pid, pid_t pid_inside) {
   RemoteProcess process;
@@ -376,8 +239,8 @@ Result<void> RemoteProcess::deliver(StoppedThread& thread, int signal) {
   return {};
 }
 
-Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr,
-                                         std::array<std::uint64_t, 6> args) {
+Result<std::int64_t> RemoteProcess::try_call(StoppedThread& thread, long nr,
+                                             std::array<std::uint64_t, 6> args) {
   bool entered = false;
   for (int signals = 0; signals < signals_max;) {
     if (!entered) {
@@ -410,6 +273,42 @@ Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr,
                     thread.tid);
 }
 
+// After a failed call of ours, while an injected one was under way: back to the thread's own
+// registers, whether the injected one was executed or not.
+Result<void> RemoteProcess::withdraw(StoppedThread& thread) {
+  Stop stop = TRY(current_stop(thread.tid, stop_limit_us));
+  if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
+  if (stop.at_signal()) return deliver(thread, stop.signal());
+  Regs regs = TRY(ptrace_get_regs(thread.tid));
+  if (stop.at_syscall()) {
+    regs.orig_rax = ~0ULL;  // At an entry: not executed. At an exit: not restarted.
+    TRY(ptrace_set_regs(thread.tid, regs));
+    regs = TRY(to_interrupt_stop(thread.tid));
+  }
+  if (in_injected_code(regs)) return ptrace_set_regs(thread.tid, thread.regs);
+  thread.regs = regs;  // As before, or in a handler: a signal had just been delivered.
+  return {};
+}
+
+Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr,
+                                         std::array<std::uint64_t, 6> args) {
+  Result<std::int64_t> result = try_call(thread, nr, args);
+  if (result.ok() || is_gone(result.error(), thread.tid)) return result;
+  for (int attempt = 0; attempt < attempts_max; ++attempt) {
+    Result<void> back = withdraw(thread);
+    if (back.ok() || is_gone(back.error(), thread.tid)) return result;
+  }
+  adrift_ = true;
+  return result;
+}
+
+// Whether exactly this mapping exists; for when it isn't known whether a call was executed.
+Result<bool> RemoteProcess::is_mapped(std::uint64_t start, std::uint64_t bytes) const {
+  for (const MapEntry& map : TRY(read_maps(pid_)))
+    if (map.start == start && map.end == start + bytes) return true;
+  return false;
+}
+
 Result<void> RemoteProcess::map_arena(StoppedThread& thread, std::size_t bytes) {
   if (has_arena()) return {};
   INVARIANT(bytes % page_bytes == 0 && bytes > 0);
@@ -417,18 +316,21 @@ Result<void> RemoteProcess::map_arena(StoppedThread& thread, std::size_t bytes) 
   // Recorded before it exists: if we die between, the next tracer knows where to look.
   const std::uint64_t record[] = {at, bytes};
   TRY(write({code_.value + offsetof(Header, arena)}, std::as_bytes(std::span(record))));
-  std::int64_t got =
-      TRY(call(thread, SYS_mmap,
-               {at, bytes, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, ~0ULL, 0}));
-  if (got < 0)
+  Result<std::int64_t> got =
+      call(thread, SYS_mmap,
+           {at, bytes, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, ~0ULL, 0});
+  if (got.ok() && *got < 0)
     return os_error(fmt::format("mmap({:#x}, {}) in process {}", at, bytes, pid_),
-                    static_cast<int>(-got));
+                    static_cast<int>(-*got));
+  // From here it is there to be unmapped again, also if the call was executed and its answer lost.
+  if (got.ok() || TRY(is_mapped(at, bytes))) {
+    arena_ = {at};
+    arena_bytes_ = bytes;
+  }
+  if (!got.ok()) return std::move(got).error();
   ArenaHeader header{{magic[0], magic[1]}, bytes, {}};
-  TRY(write({at}, std::as_bytes(std::span(&header, 1))));
-  arena_ = {at};
-  arena_bytes_ = bytes;
-  return {};
+  return write({at}, std::as_bytes(std::span(&header, 1)));
 }
 
 Result<void> RemoteProcess::unmap_arena(StoppedThread& thread) {
@@ -451,16 +353,22 @@ int RemoteProcess::choose_marker(std::uint64_t sigmask) const {
 struct RemoteProcess::Run {
   explicit Run(RemoteBatch& of) : batch(of) {}
   RemoteBatch& batch;
+  std::uint64_t sigmask = 0;    // The program's.
   int marker = 0;               // 0: watched by PTRACE_SYSCALL.
   std::uint64_t first = 0;      // Addresses of entries: the first,
   std::uint64_t unblocked = 0;  // the one that puts the signal mask back,
   std::uint64_t last = 0;       // the final marker.
   std::optional<Error> look_error = std::nullopt;
+
+  bool begun = false;  // The thread has injected registers.
+  bool sure = true;    // It is known what the thread does: no call has failed since.
+  std::optional<Error> error = std::nullopt;  // What failed first.
 };
 
 Result<void> RemoteProcess::run(StoppedThread& thread, RemoteBatch& batch) {
   const std::uint64_t sigmask = TRY(ptrace_get_sigmask(thread.tid));
   Run run{batch};
+  run.sigmask = sigmask;
   run.marker = choose_marker(sigmask);
 
   const std::uint64_t marker_bit = run.marker ? 1ULL << (run.marker - 1) : 0;
@@ -503,33 +411,79 @@ Result<void> RemoteProcess::run(StoppedThread& thread, RemoteBatch& batch) {
   return {};
 }
 
-// Sets the injected registers and watches until the batch is through; afterwards the thread has its
-// own registers again.
+// Watches until the batch is through; afterwards the thread has its own registers again. A call of
+// ours that fails meanwhile changes nothing about that: the tracee can't be left in the middle with
+// its signals blocked, so the rest is executed all the same.
 Result<void> RemoteProcess::enter(StoppedThread& thread, Run& run) {
-  bool begun = false;
   // Each look of a batch, each signal and each stop of the watched kind takes a round.
   const std::size_t rounds_max = 4 * run.batch.entries_.size() + signals_max;
-  for (std::size_t round = 0; round < rounds_max; ++round) {
-    if (!begun) {
-      TRY(save_context(thread.regs));
-      Regs regs = thread.regs;
-      regs.rip = code_.value + loop_offset;
-      regs.rbx = run.first;
-      regs.orig_rax = ~0ULL;
-      TRY(ptrace_set_regs(thread.tid, regs));
-      begun = true;
+  int failures = 0;
+  for (std::size_t round = 0; round < rounds_max && failures < attempts_max; ++round) {
+    Result<Next> next = advance(thread, run);
+    if (!next.ok()) {
+      if (is_gone(next.error(), thread.tid)) return std::move(next).error();
+      if (!run.error) run.error = std::move(next).error();
+      run.sure = false;
+      ++failures;
+      continue;
     }
-    TRY(run.marker ? ptrace_cont(thread.tid, 0) : ptrace_syscall(thread.tid, 0));
-    Stop stop = TRY(wait_stop(thread.tid, stop_limit_us));
-    if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
-    if (stop.is_interrupt()) continue;
-    Next next =
-        TRY(stop.at_syscall() ? on_syscall(thread, run) : on_signal(thread, run, stop.signal()));
-    if (next == Next::finished) return {};
-    begun = next == Next::go_on;
+    run.sure = true;
+    if (*next == Next::begin_again && !run.error) run.begun = false;
+    if (*next == Next::finished || (*next == Next::begin_again && run.error)) {
+      if (run.error) return std::move(*run.error);
+      return {};
+    }
   }
+  adrift_ = true;
+  if (run.error) return std::move(*run.error);
   return make_error(Errc::timeout, "thread {}: a batch of {} calls did not end", thread.tid,
                     run.batch.entries_.size());
+}
+
+Result<void> RemoteProcess::set_out(StoppedThread& thread, Run& run) {
+  TRY(save_context(thread.regs));
+  Regs regs = thread.regs;
+  regs.rip = code_.value + loop_offset;
+  regs.rbx = run.first;
+  regs.orig_rax = ~0ULL;
+  TRY(ptrace_set_regs(thread.tid, regs));
+  run.begun = true;
+  return {};
+}
+
+// To the next stop, and what has to be done there.
+Result<RemoteProcess::Next> RemoteProcess::advance(StoppedThread& thread, Run& run) {
+  Stop stop;
+  if (run.sure) {
+    if (!run.begun) TRY(set_out(thread, run));
+    TRY(run.marker ? ptrace_cont(thread.tid, 0) : ptrace_syscall(thread.tid, 0));
+    stop = TRY(wait_stop(thread.tid, stop_limit_us));
+  } else {
+    stop = TRY(current_stop(thread.tid, stop_limit_us));
+  }
+  if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
+  if (stop.at_syscall()) return on_syscall(thread, run);
+  if (stop.at_signal()) return on_signal(thread, run, stop.signal());
+  if (run.sure) return Next::go_on;  // A group stop; it stays in force for when we are gone.
+  return after_failure(thread, run);
+}
+
+// Preconditions: the thread is in an interrupt stop. How far had it come?
+Result<RemoteProcess::Next> RemoteProcess::after_failure(StoppedThread& thread, const Run& run) {
+  const Regs regs = TRY(ptrace_get_regs(thread.tid));
+  if (!in_injected_code(regs)) {
+    thread.regs = regs;  // Not begun; or a signal has just been delivered.
+    return Next::finished;
+  }
+  if (executed(regs, run.first) && !executed(regs, run.unblocked)) return Next::go_on;
+  // The signal mask is the program's. A marker that is still to come is ignored.
+  TRY(ptrace_set_regs(thread.tid, thread.regs));
+  return Next::finished;
+}
+
+// Whether the call of this entry of a batch is done.
+bool RemoteProcess::executed(const Regs& regs, std::uint64_t entry) const {
+  return regs.rbx > entry || (regs.rbx == entry && regs.rip > code_.value + loop_syscall);
 }
 
 void RemoteProcess::on_pause(Run& run, std::uint64_t entry) {
@@ -550,17 +504,19 @@ void RemoteProcess::on_pause(Run& run, std::uint64_t entry) {
 
 Result<RemoteProcess::Next> RemoteProcess::on_signal(StoppedThread& thread, Run& run, int signal) {
   const Regs regs = TRY(ptrace_get_regs(thread.tid));
-  if (!in_injected_code(regs))
-    return make_error(Errc::internal, "thread {}: signal {} at {:#x}, outside of the batch",
-                      thread.tid, signal, regs.rip);
-  auto executed = [&](std::uint64_t entry) {
-    return regs.rbx > entry || (regs.rbx == entry && regs.rip > code_.value + loop_syscall);
-  };
-  if (!executed(run.first)) {
+  if (!in_injected_code(regs)) {
+    // Only if a call failed when this signal was about to be delivered.
+    if (!run.error)
+      return make_error(Errc::internal, "thread {}: signal {} at {:#x}, outside of the batch",
+                        thread.tid, signal, regs.rip);
+    TRY(deliver(thread, signal));
+    return Next::finished;
+  }
+  if (!executed(regs, run.first)) {
     TRY(deliver(thread, signal));
     return Next::begin_again;
   }
-  if (executed(run.unblocked)) {
+  if (executed(regs, run.unblocked)) {
     // Everything asked for has been done; a signal of the program's may come before our marker.
     if (signal != run.marker) {
       TRY(deliver(thread, signal));
@@ -580,9 +536,15 @@ Result<RemoteProcess::Next> RemoteProcess::on_signal(StoppedThread& thread, Run&
     if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
     return Next::go_on;
   }
+  // A fault in injected code. It isn't the program's, and so neither is the signal.
+  if (!run.error)
+    run.error =
+        Error(Errc::internal, fmt::format("thread {}: signal {} in an injected call at {:#x}",
+                                          thread.tid, signal, regs.rip));
   TRY(ptrace_set_regs(thread.tid, thread.regs));
-  return make_error(Errc::internal, "thread {}: signal {} in an injected call at {:#x}", thread.tid,
-                    signal, regs.rip);
+  TRY(ptrace_set_sigmask(thread.tid, run.sigmask));
+  TRY(to_interrupt_stop(thread.tid));
+  return Next::finished;
 }
 
 Result<RemoteProcess::Next> RemoteProcess::on_syscall(StoppedThread& thread, Run& run) {
@@ -600,21 +562,31 @@ Result<RemoteProcess::Next> RemoteProcess::on_syscall(StoppedThread& thread, Run
 }
 
 Result<void> RemoteProcess::settle(StoppedThread& thread) {
+  int failures = 0;
   for (int round = 0; round < settle_rounds_max; ++round) {
-    if (!in_injected_code(thread.regs)) return {};
-    TRY(ptrace_cont(thread.tid, 0));
-    TRY(ptrace_interrupt(thread.tid));
-    Stop stop = TRY(wait_stop(thread.tid, stop_limit_us));
-    while (!stop.exited() && !stop.is_interrupt()) {
-      // The interrupt is still to come; a signal of the program's own goes where it belongs.
-      TRY(ptrace_cont(thread.tid, stop.at_signal() ? stop.signal() : 0));
-      stop = TRY(wait_stop(thread.tid, stop_limit_us));
+    Result<bool> out = settle_a_little(thread);
+    if (out.ok() && *out) return {};
+    if (out.ok()) continue;
+    if (is_gone(out.error(), thread.tid)) return std::move(out).error();
+    if (++failures == attempts_max) {
+      adrift_ = true;
+      return std::move(out).error();
     }
-    if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
-    thread.regs = TRY(ptrace_get_regs(thread.tid));
   }
+  adrift_ = true;
   return make_error(Errc::timeout, "thread {} does not leave a batch that a dead tracer began",
                     thread.tid);
+}
+
+// The answer: whether it is out. Else it runs.
+Result<bool> RemoteProcess::settle_a_little(StoppedThread& thread) {
+  Stop stop = TRY(current_stop(thread.tid, stop_limit_us));
+  if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
+  thread.regs = TRY(ptrace_get_regs(thread.tid));
+  if (stop.is_interrupt() && !in_injected_code(thread.regs)) return true;
+  // A signal of the program's own goes where it belongs.
+  TRY(ptrace_cont(thread.tid, stop.at_signal() ? stop.signal() : 0));
+  return false;
 }
 
 }  // namespace godwit::sys

@@ -111,17 +111,22 @@ class RemoteProcess {
   // `pid_inside`: the process id in the innermost PID namespace, which is what it sees itself.
   static Result<RemoteProcess> open(pid_t pid, pid_t pid_inside);
 
-  // One call without an arena: two ptrace stops, about 20 us.
+  // One call without an arena: two ptrace stops, about 20 us. After an error it may have been
+  // executed or not; the thread stands with its own registers all the same, or see adrift().
   Result<std::int64_t> call(StoppedThread& thread, long nr, std::array<std::uint64_t, 6> args);
 
   // Anonymous memory inside the tracee for batches. One that a dead tracer left behind is found
   // and used again (its size then rules).
   Result<void> map_arena(StoppedThread& thread, std::size_t bytes = arena_bytes_default);
   Result<void> unmap_arena(StoppedThread& thread);
+  // A call failed, and a thread could not be brought back from injected code afterwards: nothing
+  // may be taken away from under it. It goes on by itself, and whoever comes next finds the arena.
+  bool adrift() const { return adrift_; }
   bool has_arena() const { return arena_.value != 0; }
   RemoteAddr arena() const { return arena_; }
   std::size_t arena_bytes() const { return arena_bytes_; }
 
+  // After an error, too, the thread stands with its own registers and signal mask, or see adrift().
   Result<void> run(StoppedThread& thread, RemoteBatch& batch);
 
   static constexpr std::size_t arena_bytes_default = 64 * 1024;
@@ -144,23 +149,32 @@ class RemoteProcess {
   RemoteProcess() = default;
   Result<void> find_code();
   Result<void> adopt_arena();
+  Result<bool> is_mapped(std::uint64_t start, std::uint64_t bytes) const;
   Result<void> save_context(const Regs& regs);
   Result<void> deliver(StoppedThread& thread, int signal);
   Result<Regs> to_interrupt_stop(pid_t tid);
+  Result<std::int64_t> try_call(StoppedThread& thread, long nr, std::array<std::uint64_t, 6> args);
+  Result<void> withdraw(StoppedThread& thread);
   Result<void> enter(StoppedThread& thread, Run& run);
+  Result<void> set_out(StoppedThread& thread, Run& run);
+  Result<Next> advance(StoppedThread& thread, Run& run);
+  Result<Next> after_failure(StoppedThread& thread, const Run& run);
+  bool executed(const Regs& regs, std::uint64_t entry) const;
   Result<Next> on_signal(StoppedThread& thread, Run& run, int signal);
   Result<Next> on_syscall(StoppedThread& thread, Run& run);
   void on_pause(Run& run, std::uint64_t entry);
+  Result<bool> settle_a_little(StoppedThread& thread);
   int choose_marker(std::uint64_t sigmask) const;
 
   pid_t pid_ = 0;
   pid_t pid_inside_ = 0;
-  UniqueFd mem_;                     // /proc/PID/mem
+  UniqueFd mem_;                      // /proc/PID/mem
   std::uint64_t signals_caught_ = 0;  // SigCgt
   RemoteAddr code_;
   std::size_t code_room_ = 0;
   RemoteAddr arena_;
   std::size_t arena_bytes_ = 0;
+  bool adrift_ = false;
 };
 
 // The context as the kernel would make it when an interrupted system call is restarted: the

@@ -5,11 +5,13 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cstring>
 
 #include "base/clock.h"
 #include "sys/cpuid.h"
+#include "sys/proc.h"
 
 namespace godwit::sys {
 namespace {
@@ -170,25 +172,87 @@ bool Stop::at_syscall() const { return !exited() && event() == 0 && signal() == 
 bool Stop::is_interrupt() const { return !exited() && event() == PTRACE_EVENT_STOP; }
 bool Stop::at_signal() const { return !exited() && event() == 0 && !at_syscall(); }
 
+namespace {
+
+// Nothing yet: nullopt.
+Result<std::optional<Stop>> look_for_stop(pid_t tid) {
+  Stop stop;
+  pid_t got = ::waitpid(tid, &stop.status, __WALL | WNOHANG);
+  if (got == tid) return std::optional<Stop>(stop);
+  if (got < 0 && errno == ECHILD)
+    return make_error(Errc::tracee_gone, "thread {} is no longer traced", tid);
+  if (got < 0 && errno != EINTR) return os_error(fmt::format("waitpid({})", tid));
+  return std::optional<Stop>();
+}
+
+// Between two looks.
+void wait_a_little(std::int64_t waited_us) {
+  if (waited_us < spin_us) {
+    ::sched_yield();
+  } else {
+    timespec pause{0, sleep_between_looks_ns};
+    ::nanosleep(&pause, nullptr);
+  }
+}
+
+// What waitpid would have told of the stop that this siginfo belongs to.
+Stop stop_of(const siginfo_t& info) {
+  Stop stop;
+  if (info.si_code > 0 && (info.si_code >> 8) == PTRACE_EVENT_STOP) {
+    stop.status = PTRACE_EVENT_STOP << 16 | info.si_signo << 8 | 0x7f;
+  } else if (info.si_signo == SIGTRAP && info.si_code == (SIGTRAP | 0x80)) {
+    stop.status = (SIGTRAP | 0x80) << 8 | 0x7f;
+  } else {
+    stop.status = info.si_signo << 8 | 0x7f;
+  }
+  return stop;
+}
+
+Error did_not_stop(pid_t tid, std::int64_t limit_us) {
+  return Error(Errc::timeout,
+               fmt::format("thread {} did not stop within {} ms", tid, limit_us / 1000));
+}
+
+}  // namespace
+
 Result<Stop> wait_stop(pid_t tid, std::int64_t limit_us) {
   const std::int64_t start = monotonic_us();
   while (true) {
-    Stop stop;
-    pid_t got = ::waitpid(tid, &stop.status, __WALL | WNOHANG);
-    if (got == tid) return stop;
-    if (got < 0 && errno == ECHILD)
-      return make_error(Errc::tracee_gone, "thread {} is no longer traced", tid);
-    if (got < 0 && errno != EINTR) return os_error(fmt::format("waitpid({})", tid));
+    std::optional<Stop> stop = TRY(look_for_stop(tid));
+    if (stop) return *stop;
     std::int64_t waited = monotonic_us() - start;
-    if (waited > limit_us)
-      return make_error(Errc::timeout, "thread {} did not stop within {} ms", tid, limit_us / 1000);
-    if (waited < spin_us) {
-      ::sched_yield();
-    } else {
-      timespec pause{0, sleep_between_looks_ns};
-      ::nanosleep(&pause, nullptr);
-    }
+    if (waited > limit_us) return did_not_stop(tid, limit_us);
+    wait_a_little(waited);
   }
+}
+
+Result<Stop> current_stop(pid_t tid, std::int64_t limit_us) {
+  const std::int64_t start = monotonic_us();
+  for (bool interrupted = false;;) {
+    // Answered only while it stands.
+    Result<siginfo_t> info = ptrace_get_siginfo(tid);
+    if (info.ok()) return stop_of(*info);
+    if (info.error().code() != Errc::tracee_gone) return std::move(info).error();
+    // It runs, or is gone: then there is the end to be waited for.
+    if (!interrupted) {
+      Result<void> asked = ptrace_interrupt(tid);
+      if (!asked.ok() && asked.error().code() != Errc::tracee_gone) return std::move(asked).error();
+      interrupted = asked.ok();
+    }
+    std::optional<Stop> stop = TRY(look_for_stop(tid));
+    if (stop) return *stop;
+    std::int64_t waited = monotonic_us() - start;
+    if (waited > limit_us) return did_not_stop(tid, limit_us);
+    if (waited > spin_us && !is_our_tracee(tid))
+      return make_error(Errc::tracee_gone, "thread {} has ended", tid);
+    wait_a_little(waited);
+  }
+}
+
+bool is_our_tracee(pid_t tid) {
+  Result<ProcStatus> status = read_status(tid);
+  return status.ok() && status->tracer == ::gettid() && status->state != 'Z' &&
+         status->state != 'X';
 }
 
 }  // namespace godwit::sys

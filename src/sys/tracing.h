@@ -70,16 +70,26 @@ Result<bool> ptrace_syscall_dispatch(pid_t tid);
 // A stop, or the end, as waitpid tells it.
 struct Stop {
   int status = 0;
-  bool exited() const;          // The thread is gone; nothing more will come.
-  int signal() const;           // The stopping signal; SIGTRAP | 0x80 at a system call.
-  int event() const;            // PTRACE_EVENT_*, 0 at a signal.
+  bool exited() const;  // The thread is gone; nothing more will come.
+  int signal() const;   // The stopping signal; SIGTRAP | 0x80 at a system call.
+  int event() const;    // PTRACE_EVENT_*, 0 at a signal.
   bool at_syscall() const;
-  bool is_interrupt() const;    // PTRACE_EVENT_STOP: our interrupt, or a group stop.
-  bool at_signal() const;       // A signal is about to be delivered; its number is signal().
+  bool is_interrupt() const;  // PTRACE_EVENT_STOP: our interrupt, or a group stop.
+  bool at_signal() const;     // A signal is about to be delivered; its number is signal().
 };
 
 // Waits for one thread, at most `limit_us`. Spins (yielding) for a short while first, since a stop
 // takes microseconds, then sleeps between looks: waitpid itself has no time limit.
 Result<Stop> wait_stop(pid_t tid, std::int64_t limit_us);
+
+// For use after a failed call, when it isn't known what the thread does: the stop in which it is,
+// whether that was waited for already or not. One that runs is interrupted and waited for.
+// Errc::tracee_gone also for the first thread of a process that was killed while others of its
+// threads haven't been waited for: until then the kernel doesn't tell of its end.
+Result<Stop> current_stop(pid_t tid, std::int64_t limit_us);
+
+// Whether the thread lives and the calling thread is its tracer. What Errc::tracee_gone says may be
+// the failure of a call; this is a second opinion.
+bool is_our_tracee(pid_t tid);
 
 }  // namespace godwit::sys
