@@ -2,6 +2,10 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
@@ -9,8 +13,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <functional>
+#include <optional>
 #include <thread>
 
 #include "base/clock.h"
@@ -389,6 +395,122 @@ TEST(Freeze, DeathOfTheTracerAtAnyTimeIsHarmless) {
   }
   Result<void> alive = tree->await_beats();
   EXPECT_TRUE(alive.ok()) << alive.error().what();
+}
+
+// A program that its filter kills for every call but those that it makes itself.
+class Confined {
+ public:
+  static Result<Confined> start() {
+    Confined out;
+    void* at = ::mmap(nullptr, sizeof(std::atomic<std::uint64_t>), PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) return os_error("mmap");
+    out.turns_ = new (at) std::atomic<std::uint64_t>(0);
+    out.tree_.emplace(TRY(TestTree::start_function([&](const TestTree::Ready& ready) {
+      ready();
+      confine();
+      timespec pause{0, 100'000};
+      while (true) {
+        if (::syscall(SYS_nanosleep, &pause, nullptr) != 0) ::abort();
+        *out.turns_ += 1;
+      }
+    })));
+    // It is confined from its first turn on.
+    const std::int64_t start = monotonic_us();
+    while (*out.turns_ == 0)
+      if (monotonic_us() - start > 10'000'000) return make_error(Errc::timeout, "no turn");
+    return out;
+  }
+  TestTree& tree() { return *tree_; }
+  // Whether it has gone on since.
+  bool goes_on() {
+    const std::uint64_t before = *turns_;
+    const std::int64_t start = monotonic_us();
+    while (*turns_ < before + 2)
+      if (monotonic_us() - start > 10'000'000 || tree_->complaint() != "") return false;
+    return true;
+  }
+
+ private:
+  static void confine() {
+    constexpr unsigned nr = offsetof(seccomp_data, nr);
+    sock_filter instructions[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, nr),
+                                  BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_nanosleep, 2, 0),
+                                  // By this the kernel goes on with a sleep after any stop.
+                                  BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_restart_syscall, 1, 0),
+                                  BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+                                  BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    sock_fprog filter{std::size(instructions), instructions};
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0)
+      ::abort();
+  }
+  std::optional<TestTree> tree_;
+  std::atomic<std::uint64_t>* turns_ = nullptr;
+};
+
+TEST(Freeze, AFilterThatKillsDoesNotSeeInjectedCalls) {
+  SKIP_WITHOUT_TREES();
+  Result<Confined> program = Confined::start();
+  ASSERT_TRUE(program.ok()) << program.error().what();
+  for (int i = 0; i < 20; ++i) {
+    const std::int64_t start = monotonic_us();
+    Result<void> done = freeze_and_inject(program->tree().ref(), 100, true);
+    ASSERT_TRUE(done.ok()) << done.error().what();
+    if (i == 19) std::printf("%ld us\n", static_cast<long>(monotonic_us() - start));
+    ASSERT_TRUE(program->goes_on()) << program->tree().complaint();
+  }
+}
+
+TEST(Freeze, DeathOfTheTracerAtAnyTimeIsHarmlessUnderAFilterThatKills) {
+  SKIP_WITHOUT_TREES();
+  Result<Confined> program = Confined::start();
+  ASSERT_TRUE(program.ok()) << program.error().what();
+  const std::size_t descriptors = std::move(sys::list_fds(program->tree().pid())).value().size();
+  unsigned seed = static_cast<unsigned>(monotonic_us());
+  SCOPED_TRACE(seed);
+  const char* wanted = std::getenv("GODWIT_KILLS");
+  const int kills = wanted != nullptr ? std::atoi(wanted) : 200;
+  for (int i = 0; i < kills; ++i) {
+    pid_t child = ::fork();
+    if (child == 0) {
+      while (freeze_and_inject(program->tree().ref(), 100, true).ok()) {
+      }
+      ::_exit(1);
+    }
+    seed = seed * 1103515245 + 12345;
+    timespec delay{0, 100'000 + static_cast<long>(seed >> 8) % 6'000'000};
+    ::nanosleep(&delay, nullptr);
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status)) << "the engine failed by itself";
+    Result<void> recovered = recover(program->tree().ref());
+    ASSERT_TRUE(recovered.ok()) << recovered.error().what();
+    ASSERT_TRUE(program->goes_on()) << "kill " << i << ": " << program->tree().complaint();
+    ASSERT_NO_FATAL_FAILURE(expect_untouched(program->tree(), descriptors));
+  }
+}
+
+TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmlessUnderAFilterThatKills) {
+  SKIP_WITHOUT_TREES();
+  Result<Confined> program = Confined::start();
+  ASSERT_TRUE(program.ok()) << program.error().what();
+  const std::size_t descriptors = std::move(sys::list_fds(program->tree().pid())).value().size();
+  const int step = exhaustive() ? 1 : 5;
+  int kills = 0;
+  for (int n = 1 + ::getpid() % step;; n += step) {
+    const Struck end = strike({.at = n, .kill = true}, [&] {
+      return freeze_and_inject(program->tree().ref(), 20, true).ok();
+    });
+    Result<void> recovered = recover(program->tree().ref());
+    ASSERT_TRUE(recovered.ok()) << recovered.error().what();
+    ASSERT_TRUE(program->goes_on()) << "n=" << n << ": " << program->tree().complaint();
+    ASSERT_NO_FATAL_FAILURE(expect_untouched(program->tree(), descriptors));
+    if (!end.struck) break;
+    ++kills;
+  }
+  std::printf("tracer killed %d times\n", kills);
 }
 
 std::int64_t describe_us(const TreeRef& ref) {

@@ -75,13 +75,7 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
     const bool inside = operation.ok() && reply.reasons().empty();
     order.mutable_check()->set_inside(inside);
     auto report = execute(config_.env, std::move(order));
-    if (!report.ok() && inside) {
-      wire::WorkerOrder thaw;
-      thaw.mutable_recover()->set_capsule(capsule->id().value);
-      thaw.mutable_recover()->set_action(wire::RecoverOrder::THAW);
-      if (auto thawed = execute(config_.env, std::move(thaw)); !thawed.ok())
-        LOG(error, "capsule {} after a failed look: {}", capsule->id(), thawed.error().what());
-    }
+    if (!report.ok() && inside) recover(capsule);
     if (!report.ok()) return std::move(report).error();
     for (const auto& reason : report->reasons()) reply.add_reasons(reason);
     *request.mutable_files() = std::move(*report->mutable_files());
@@ -113,6 +107,15 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
   return reply;
 }
 
+// After an order that failed: its worker may have died with the tree in its hands.
+void Migrations::recover(const HostedPtr& capsule) {
+  wire::WorkerOrder order;
+  order.mutable_recover()->set_capsule(capsule->id().value);
+  order.mutable_recover()->set_action(wire::RecoverOrder::THAW);
+  if (auto thawed = execute(config_.env, std::move(order)); !thawed.ok())
+    LOG(error, "capsule {} after a failed order: {}", capsule->id(), thawed.error().what());
+}
+
 Result<void> Migrations::freeze(const HostedPtr& capsule, bool frozen) {
   auto operation = TRY(host_.begin(capsule, frozen ? "frozen" : "thawed"));
   {
@@ -122,7 +125,9 @@ Result<void> Migrations::freeze(const HostedPtr& capsule, bool frozen) {
   wire::WorkerOrder order;
   order.mutable_freeze()->set_capsule(capsule->id().value);
   order.mutable_freeze()->set_frozen(frozen);
-  TRY(execute(config_.env, std::move(order)));
+  auto done = execute(config_.env, std::move(order));
+  if (!done.ok() && frozen) recover(capsule);
+  TRY(std::move(done));
   return host_.update(capsule, [&](auto& record) {
     record.set_state(frozen ? state::frozen : state::running);
     record.set_frozen(frozen);

@@ -67,6 +67,7 @@ class Migrations {
   Result<node::ReserveReply> ask_target(const Attempt& attempt, const HostedPtr& capsule);
   void run_attempt(AttemptPtr attempt, Operation operation);
   Result<wire::Report> run_source_worker(Attempt& attempt, const HostedPtr& capsule);
+  void recover(const HostedPtr& capsule);
   void settle(Attempt& attempt, const HostedPtr& capsule);
   bool has_given_up(const HostedPtr& capsule);
   void note_doubt(const HostedPtr& capsule, const std::string& why);

@@ -37,11 +37,9 @@
 // microseconds of a batch, in which a signal for a thread in pause(2) arrives as well, makes that
 // thread pause again; every other call is restarted as the kernel itself would.
 //
-// Known gap: seccomp filters are suspended by the tracer (PTRACE_O_SUSPEND_SECCOMP), so a tracer
-// that dies within a batch leaves the rest of it to the filter; one that kills for these calls then
-// kills the program. To close it: evaluate the filter here first, and look at a word that the
-// kernel changes when the tracer dies (a robust futex in a page shared with it, handled before
-// tracees are detached) ahead of every call of a batch.
+// Seccomp filters are suspended by the tracer (PTRACE_O_SUSPEND_SECCOMP), so a tracer that dies
+// within a batch leaves the rest of it to the filter. Batches for which a filter would kill are
+// executed in another way: remote_guard.cc.
 //
 // Measured on 6.18, 2 cores under load: open(), map_arena() and a batch of 100 calls together 120
 // to 250 us.
@@ -160,10 +158,10 @@ Result<void> RemoteProcess::find_code() {
     while (used > 0 && page[used - 1] == std::byte{0}) --used;
     // Zeros may belong to the image's last section; 64 spare bytes keep clear of that.
     std::size_t start = (used + 64 + 15) & ~std::size_t{15};
-    if (start + code_bytes > free_end)
+    if (start + injected_code().least() > free_end)
       return make_error(Errc::unsupported,
                         "the [vdso] of process {} has {} free bytes, {} are needed", pid_,
-                        free_end - used, code_bytes);
+                        free_end - used, injected_code().least());
     code_ = {last.value + start};
     code_room_ = free_end - start;
     return {};
@@ -174,11 +172,13 @@ Result<void> RemoteProcess::find_code() {
 // Writes the code unless it is there, and takes over the arena of a tracer that died.
 Result<void> RemoteProcess::adopt_arena() {
   Header header;
+  can_guard_ = code_room_ >= injected_code().end && has_invariant_tsc();
   TRY(read(code_, std::as_writable_bytes(std::span(&header, 1))));
   if (!std::equal(header.magic, header.magic + 2, magic)) {
     // The magic goes last: whoever finds it finds the code too.
-    std::vector<std::byte> code = assemble();
-    TRY(write({code_.value + boot_offset}, code));
+    std::span<const std::byte> code = injected_code().bytes;
+    if (!can_guard_) code = code.first(injected_code().least() - sizeof header);
+    TRY(write({code_.value + sizeof header}, code));
     header = {};
     std::copy(magic, magic + 2, header.magic);
     return write(code_, std::as_bytes(std::span(&header, 1)));
@@ -246,7 +246,7 @@ Result<std::int64_t> RemoteProcess::try_call(StoppedThread& thread, long nr,
     if (!entered) {
       TRY(save_context(thread.regs));
       Regs regs = thread.regs;
-      regs.rip = code_.value + boot_offset;
+      regs.rip = code_.value + injected_code().boot;
       regs.orig_rax = ~0ULL;
       regs.rax = static_cast<std::uint64_t>(nr);
       regs.rdi = args[0], regs.rsi = args[1], regs.rdx = args[2];
@@ -292,6 +292,13 @@ Result<void> RemoteProcess::withdraw(StoppedThread& thread) {
 
 Result<std::int64_t> RemoteProcess::call(StoppedThread& thread, long nr,
                                          std::array<std::uint64_t, 6> args) {
+  Entry entry{.nr_plus_1 = static_cast<std::uint64_t>(nr) + 1, .args = {}, .result = 0};
+  std::copy(args.begin(), args.end(), entry.args);
+  if (TRY(needs_guard(thread.tid, {&entry, 1}, injected_code().boot + 2))) {
+    Result<std::int64_t> guarded = call_guarded(thread, entry);
+    if (guarded.ok() || guarded.error().code() != Errc::unsupported) return guarded;
+    can_guard_ = false;
+  }
   Result<std::int64_t> result = try_call(thread, nr, args);
   if (result.ok() || is_gone(result.error(), thread.tid)) return result;
   for (int attempt = 0; attempt < attempts_max; ++attempt) {
@@ -350,21 +357,6 @@ int RemoteProcess::choose_marker(std::uint64_t sigmask) const {
   return 0;
 }
 
-struct RemoteProcess::Run {
-  explicit Run(RemoteBatch& of) : batch(of) {}
-  RemoteBatch& batch;
-  std::uint64_t sigmask = 0;    // The program's.
-  int marker = 0;               // 0: watched by PTRACE_SYSCALL.
-  std::uint64_t first = 0;      // Addresses of entries: the first,
-  std::uint64_t unblocked = 0;  // the one that puts the signal mask back,
-  std::uint64_t last = 0;       // the final marker.
-  std::optional<Error> look_error = std::nullopt;
-
-  bool begun = false;  // The thread has injected registers.
-  bool sure = true;    // It is known what the thread does: no call has failed since.
-  std::optional<Error> error = std::nullopt;  // What failed first.
-};
-
 Result<void> RemoteProcess::run(StoppedThread& thread, RemoteBatch& batch) {
   const std::uint64_t sigmask = TRY(ptrace_get_sigmask(thread.tid));
   Run run{batch};
@@ -395,20 +387,30 @@ Result<void> RemoteProcess::run(StoppedThread& thread, RemoteBatch& batch) {
   run.first = base, run.unblocked = address(unblock),
   run.last = address(batch.pauses_.back().entry);
 
-  iovec local[2] = {
-      {batch.entries_.data(), batch.entries_.size() * sizeof(RemoteBatch::Entry)},
-      {batch.data_.data() + (batch.data_.size() - batch.data_bytes_), batch.data_bytes_}};
-  iovec remote[2] = {{reinterpret_cast<void*>(base), local[0].iov_len},
-                     {reinterpret_cast<void*>(arena_.value + arena_bytes_ - batch.data_bytes_),
-                      batch.data_bytes_}};
-  const auto bytes = static_cast<ssize_t>(local[0].iov_len + local[1].iov_len);
-  if (::process_vm_writev(pid_, local, 2, remote, 2, 0) != bytes)
-    return os_error(fmt::format("process_vm_writev({}, {} bytes)", pid_, bytes));
+  if (TRY(needs_guard(thread.tid, batch.entries_, injected_code().loop_syscall + 2))) {
+    const std::vector<Entry> entries = batch.entries_;
+    Result<void> done = run_guarded(thread, batch, unblock);
+    if (done.ok() || done.error().code() != Errc::unsupported) return done;
+    batch.entries_ = entries;  // Nothing was executed.
+    can_guard_ = false;
+  }
+  TRY(store_batch(batch));
   TRY(enter(thread, run));
-  if (::process_vm_readv(pid_, local, 2, remote, 2, 0) != bytes)
-    return os_error(fmt::format("process_vm_readv({}, {} bytes)", pid_, bytes));
+  TRY(load_batch(batch));
   if (run.look_error) return std::move(*run.look_error);
   return {};
+}
+
+Result<void> RemoteProcess::store_batch(RemoteBatch& batch) const {
+  const RemoteBatch::Memory m = batch.memory();
+  if (::process_vm_writev(pid_, m.local, 2, m.remote, 2, 0) == m.bytes) return {};
+  return os_error(fmt::format("process_vm_writev({}, {} bytes)", pid_, m.bytes));
+}
+
+Result<void> RemoteProcess::load_batch(RemoteBatch& batch) const {
+  const RemoteBatch::Memory m = batch.memory();
+  if (::process_vm_readv(pid_, m.local, 2, m.remote, 2, 0) == m.bytes) return {};
+  return os_error(fmt::format("process_vm_readv({}, {} bytes)", pid_, m.bytes));
 }
 
 // Watches until the batch is through; afterwards the thread has its own registers again. A call of
@@ -443,7 +445,7 @@ Result<void> RemoteProcess::enter(StoppedThread& thread, Run& run) {
 Result<void> RemoteProcess::set_out(StoppedThread& thread, Run& run) {
   TRY(save_context(thread.regs));
   Regs regs = thread.regs;
-  regs.rip = code_.value + loop_offset;
+  regs.rip = code_.value + injected_code().loop;
   regs.rbx = run.first;
   regs.orig_rax = ~0ULL;
   TRY(ptrace_set_regs(thread.tid, regs));
@@ -483,7 +485,8 @@ Result<RemoteProcess::Next> RemoteProcess::after_failure(StoppedThread& thread, 
 
 // Whether the call of this entry of a batch is done.
 bool RemoteProcess::executed(const Regs& regs, std::uint64_t entry) const {
-  return regs.rbx > entry || (regs.rbx == entry && regs.rip > code_.value + loop_syscall);
+  return regs.rbx > entry ||
+         (regs.rbx == entry && regs.rip > code_.value + injected_code().loop_syscall);
 }
 
 void RemoteProcess::on_pause(Run& run, std::uint64_t entry) {
@@ -584,6 +587,10 @@ Result<bool> RemoteProcess::settle_a_little(StoppedThread& thread) {
   if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid);
   thread.regs = TRY(ptrace_get_regs(thread.tid));
   if (stop.is_interrupt() && !in_injected_code(thread.regs)) return true;
+  if (stop.is_interrupt() && in_guarded_code(thread.regs)) {
+    TRY(come_home_guarded(thread));
+    return true;
+  }
   // A signal of the program's own goes where it belongs.
   TRY(ptrace_cont(thread.tid, stop.at_signal() ? stop.signal() : 0));
   return false;

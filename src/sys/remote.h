@@ -16,15 +16,20 @@
 // its freezer cgroup is thawed (a frozen task can't execute anything).
 #pragma once
 
+#include <sys/uio.h>
+
 #include <array>
 #include <concepts>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "sys/remote_code.h"
 #include "sys/tracing.h"
 
 namespace godwit::sys {
@@ -78,16 +83,17 @@ class RemoteBatch {
 
  private:
   friend class RemoteProcess;
-  struct Entry {  // Read by the injected code: keep in step with remote.cc.
-    std::uint64_t nr_plus_1;
-    std::uint64_t args[6];
-    std::int64_t result;
-  };
-  static_assert(sizeof(Entry) == 64);
+  using Entry = remote_code::Entry;
   struct Pause {
     std::size_t entry;
     std::function<Result<void>()> look;
   };
+
+  struct Memory {  // Where it is here and there.
+    iovec local[2], remote[2];
+    ssize_t bytes;
+  };
+  Memory memory();
 
   static std::uint64_t word(RemoteAddr a) { return a.value; }
   template <std::integral T>
@@ -145,7 +151,20 @@ class RemoteProcess {
 
  private:
   enum class Next { go_on, begin_again, finished };
-  struct Run;  // One execution of a batch.
+  struct Run {  // One execution of a batch.
+    explicit Run(RemoteBatch& of) : batch(of) {}
+    RemoteBatch& batch;
+    std::uint64_t sigmask = 0;    // The program's.
+    int marker = 0;               // 0: watched by PTRACE_SYSCALL.
+    std::uint64_t first = 0;      // Addresses of entries: the first,
+    std::uint64_t unblocked = 0;  // the one that puts the signal mask back,
+    std::uint64_t last = 0;       // the final marker.
+    std::optional<Error> look_error = std::nullopt;
+
+    bool begun = false;                         // The thread has injected registers.
+    bool sure = true;                           // No call has failed since it was last seen.
+    std::optional<Error> error = std::nullopt;  // What failed first.
+  };
   RemoteProcess() = default;
   Result<void> find_code();
   Result<void> adopt_arena();
@@ -156,6 +175,23 @@ class RemoteProcess {
   Result<std::int64_t> try_call(StoppedThread& thread, long nr, std::array<std::uint64_t, 6> args);
   Result<void> withdraw(StoppedThread& thread);
   Result<void> enter(StoppedThread& thread, Run& run);
+  Result<void> store_batch(RemoteBatch& batch) const;
+  Result<void> load_batch(RemoteBatch& batch) const;
+
+  // Where a filter would kill (remote_guard.cc).
+  struct Guarded;
+  Result<bool> needs_guard(pid_t tid, std::span<const remote_code::Entry> calls, std::size_t at);
+  Result<void> run_guarded(StoppedThread& thread, RemoteBatch& batch, std::size_t last);
+  Result<std::int64_t> call_guarded(StoppedThread& thread, const remote_code::Entry& call);
+  Result<void> finish_guarded(StoppedThread& thread, Guarded& run);
+  Result<bool> guarded_slice(StoppedThread& thread, Guarded& run);
+  Result<bool> after_slice(StoppedThread& thread, Guarded& run, const Stop& stop);
+  Result<bool> on_signal_guarded(StoppedThread& thread, Guarded& run, int signal);
+  Result<void> advance_guarded(const Regs& regs, Guarded& run) const;
+  Result<void> come_home_guarded(StoppedThread& thread);
+  Result<void> keep_alive(std::int64_t for_us) const;
+  bool in_guarded_code(const Regs& regs) const;
+
   Result<void> set_out(StoppedThread& thread, Run& run);
   Result<Next> advance(StoppedThread& thread, Run& run);
   Result<Next> after_failure(StoppedThread& thread, const Run& run);
@@ -175,10 +211,15 @@ class RemoteProcess {
   RemoteAddr arena_;
   std::size_t arena_bytes_ = 0;
   bool adrift_ = false;
+  bool can_guard_ = false;
+  std::map<pid_t, std::vector<SeccompProgram>> filters_;  // Of the threads asked so far.
 };
 
 // The context as the kernel would make it when an interrupted system call is restarted: the
 // program counter on the `syscall` instruction again, or the call replaced by restart_syscall.
 Regs restart_applied(const Regs& regs);
+
+// Whether the time stamp counter is a clock that all processors share.
+bool has_invariant_tsc();
 
 }  // namespace godwit::sys

@@ -66,4 +66,14 @@ const std::byte* RemoteBatch::view(RemoteAddr from, std::size_t bytes) const {
   return data_.data() + (data_.size() - data_bytes_) + (from.value - low);
 }
 
+RemoteBatch::Memory RemoteBatch::memory() {
+  Memory m;
+  m.local[0] = {entries_.data(), entries_.size() * sizeof(Entry)};
+  m.local[1] = {data_.data() + (data_.size() - data_bytes_), data_bytes_};
+  m.remote[0] = {reinterpret_cast<void*>(arena_.value + sizeof(ArenaHeader)), m.local[0].iov_len};
+  m.remote[1] = {reinterpret_cast<void*>(arena_.value + arena_bytes_ - data_bytes_), data_bytes_};
+  m.bytes = static_cast<ssize_t>(m.local[0].iov_len + m.local[1].iov_len);
+  return m;
+}
+
 }  // namespace godwit::sys

@@ -6,10 +6,9 @@ namespace {
 
 class Migration : public TwoNodes, public ::testing::WithParamInterface<wire::Mode> {};
 
-
 TEST_P(Migration, EveryByteAndTheHeartbeatArrive) {
-  ASSERT_NO_FATAL_FAILURE(start_program(
-      {tracee("hammer"), "--mib", "64", "--rate-mb-s", "50", "--threads", "3"}));
+  ASSERT_NO_FATAL_FAILURE(
+      start_program({tracee("hammer"), "--mib", "64", "--rate-mb-s", "50", "--threads", "3"}));
   ASSERT_EQ(read_line(), "ready");
   for (int i = 0; i < 4; ++i) {
     Result<Reports> moved = migrate(GetParam());
@@ -18,8 +17,7 @@ TEST_P(Migration, EveryByteAndTheHeartbeatArrive) {
         << moved->source.reason() << " / " << moved->target.reason();
     ASSERT_EQ(moved->target.outcome(), wire::Report::MOVED) << moved->target.reason();
     ASSERT_NO_FATAL_FAILURE(follow());
-    RecordProperty(fmt::format("downtime_us_{}", i),
-                   static_cast<int>(moved->source.downtime_us()));
+    RecordProperty(fmt::format("downtime_us_{}", i), static_cast<int>(moved->source.downtime_us()));
   }
   ASSERT_NO_FATAL_FAILURE(send_line("check"));
   std::string json = read_line();

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "sys/testing/plausible_error.h"
 
 namespace godwit {
 
@@ -23,20 +24,11 @@ struct OuterTracer::Shared {
   std::atomic<bool> attached{false};
   std::atomic<bool> struck{false};
   std::atomic<int> error{0};
+  std::atomic<std::uint64_t> call{0};  // Which was struck.
+  std::atomic<int> failed_with{0};
 };
 
-namespace {
-
-// A worker that can't end by itself would never report anything; and waiting for one's own tracee
-// can't fail but by its absence, so no answer to it is right. These go through.
-bool may_fail(std::uint64_t call) {
-  return call != SYS_exit && call != SYS_exit_group && call != SYS_rt_sigreturn &&
-         call != SYS_wait4;
-}
-
-}  // namespace
-
-void OuterTracer::trace(pid_t worker, Plan plan, Shared& shared) {
+void OuterTracer::trace(pid_t worker, const Plan& plan, Shared& shared) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   constexpr unsigned long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE;
   if (::ptrace(PTRACE_SEIZE, worker, nullptr, options) != 0 ||
@@ -57,23 +49,7 @@ void OuterTracer::trace(pid_t worker, Plan plan, Shared& shared) {
     if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
       const bool entry = inside.insert(tid).second;
       if (!entry) inside.erase(tid);
-      if (++shared.count == plan.at && plan.fail_with == 0) {
-        shared.struck = true;
-        ::kill(worker, SIGKILL);
-        continue;
-      }
-      user_regs_struct regs{};
-      if (plan.fail_with != 0 && entry && !shared.struck && shared.count >= plan.at &&
-          ::ptrace(PTRACE_GETREGS, tid, nullptr, &regs) == 0 && may_fail(regs.orig_rax)) {
-        shared.struck = true;
-        failing = tid;
-        regs.orig_rax = ~0ull;  // Not executed.
-        ::ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
-      } else if (!entry && tid == failing && ::ptrace(PTRACE_GETREGS, tid, nullptr, &regs) == 0) {
-        failing = 0;
-        regs.rax = static_cast<std::uint64_t>(-static_cast<std::int64_t>(plan.fail_with));
-        ::ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
-      }
+      at_call(worker, tid, entry, plan, shared, failing);
     } else if ((status >> 16) == 0) {
       signal = WSTOPSIG(status);
     }
@@ -81,9 +57,40 @@ void OuterTracer::trace(pid_t worker, Plan plan, Shared& shared) {
   }
 }
 
+void OuterTracer::at_call(pid_t worker, pid_t tid, bool entry, const Plan& plan, Shared& shared,
+                          pid_t& failing) {
+  user_regs_struct regs{};
+  if (::ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return;  // Killed meanwhile.
+  if (!entry && tid == failing) {
+    failing = 0;
+    regs.rax = static_cast<std::uint64_t>(-static_cast<std::int64_t>(shared.failed_with));
+    ::ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
+    return;
+  }
+  const int error = sys::plausible_error(regs.orig_rax, static_cast<std::uint64_t>(plan.at));
+  if (plan.strike == Strike::fail && (!entry || error == 0)) return;
+  if (++shared.count != plan.at) return;
+  shared.call = regs.orig_rax;
+  shared.struck = true;
+  switch (plan.strike) {
+    case Strike::kill:
+      ::kill(worker, SIGKILL);
+      break;
+    case Strike::act:
+      plan.act();
+      break;
+    case Strike::fail:
+      shared.failed_with = error;
+      failing = tid;
+      regs.orig_rax = ~0ull;  // Not executed.
+      ::ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
+      break;
+  }
+}
+
 Result<OuterTracer> OuterTracer::start(pid_t worker, Plan plan) {
-  void* memory = ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return os_error("mmap(shared page)");
   auto* shared = new (memory) Shared();
   const pid_t pid = ::fork();
@@ -112,5 +119,8 @@ OuterTracer::~OuterTracer() {
 
 std::int64_t OuterTracer::count() const { return shared_->count; }
 bool OuterTracer::struck() const { return shared_->struck; }
+std::string OuterTracer::what() const {
+  return fmt::format("system call {}, error {}", shared_->call.load(), shared_->failed_with.load());
+}
 
 }  // namespace godwit

@@ -29,6 +29,9 @@ class TwoNodes : public ::testing::Test {
     sys::Netlink netlink = std::move(sys::Netlink::open()).value();
     ASSERT_OK(netlink.set_up("lo", true));
     unique_ = fmt::format("{}-{}", ::getpid(), random_hex(3));
+    // Not /tmp: a capsule has its own.
+    shared_dir_ = "/var/tmp/godwit-test-" + unique_;
+    std::filesystem::create_directories(shared_dir_);
     for (int i = 0; i < 2; ++i) {
       NodeEnv& env = nodes_[i].env;
       std::string root = fmt::format("/tmp/godwit-test-{}/n{}", unique_, i + 1);
@@ -52,6 +55,7 @@ class TwoNodes : public ::testing::Test {
     EXPECT_TRUE(sys::CgroupGroup::remove("godwit-test-" + unique_).ok());
     std::error_code ignored;
     std::filesystem::remove_all("/tmp/godwit-test-" + unique_, ignored);
+    std::filesystem::remove_all(shared_dir_, ignored);
   }
 
   // Starts a program on node 0, its output read by `client_`.
@@ -88,11 +92,13 @@ class TwoNodes : public ::testing::Test {
     stdin_next_ = attached->stdin_next;
   }
 
-  void send_line(const std::string& line) {
+  Result<void> send(const std::string& line) {
     std::string text = line + "\n";
-    ASSERT_OK(client_->send_stdin(stdin_next_, as_bytes(text)));
+    TRY(client_->send_stdin(stdin_next_, as_bytes(text)));
     stdin_next_ += text.size();
+    return {};
   }
+  void send_line(const std::string& line) { ASSERT_OK(send(line)); }
 
   // The next line of output; "exited N" after the end.
   std::string read_line() {
@@ -107,8 +113,11 @@ class TwoNodes : public ::testing::Test {
       if (!event.ok()) return "error: " + event.error().what();
       if (!event->has_value()) return "error: no output in two minutes";
       capsule::InitEvent& got = **event;
-      if (got.type == capsule::Message::exited)
-        return fmt::format("exited {}", WEXITSTATUS(static_cast<int>(got.b)));
+      if (got.type == capsule::Message::exited) {
+        const int status = static_cast<int>(got.b);
+        return WIFSIGNALED(status) ? fmt::format("killed by {}", WTERMSIG(status))
+                                   : fmt::format("exited {}", WEXITSTATUS(status));
+      }
       if (got.type != capsule::Message::out) continue;
       EXPECT_EQ(got.a, out_next_) << "output lost or doubled";
       out_next_ = got.a + got.payload.size();
@@ -143,7 +152,7 @@ class TwoNodes : public ::testing::Test {
     target.set_token(token_bytes);
     target.set_listen_address("127.0.0.1");
     target.set_boot("boot-" + to.env.node.value);
-    target.add_shared_dirs("/nonexistent");
+    target.add_shared_dirs(shared_dir_);
     pair.target = TRY(daemon::Worker::start(to.env, order));
     if (on_start_) on_start_(*pair.target, false);
     wire::WorkerEvent event = TRY(pair.target->next_event(60'000));
@@ -160,7 +169,7 @@ class TwoNodes : public ::testing::Test {
     source.set_target_port(event.listening().port());
     source.set_token(token_bytes);
     source.set_target_boot("boot-" + to.env.node.value);
-    source.add_shared_dirs("/nonexistent");
+    source.add_shared_dirs(shared_dir_);
     pair.source = TRY(daemon::Worker::start(from.env, order));
     if (on_start_) on_start_(*pair.source, true);
     return {};
@@ -185,6 +194,7 @@ class TwoNodes : public ::testing::Test {
   // Called with each worker as soon as it was started.
   std::function<void(daemon::Worker& worker, bool source)> on_start_;
   std::string unique_;
+  std::string shared_dir_;  // The same on both nodes.
   Node nodes_[2];
   int at_ = 0;
   CapsuleId id_;
