@@ -107,8 +107,15 @@ Result<bool> RemoteProcess::needs_guard(pid_t tid, std::span<const Entry> calls,
   auto known = filters_.find(tid);
   if (known == filters_.end()) {
     std::vector<SeccompProgram> programs;
-    while (auto program = TRY(ptrace_get_seccomp(tid, static_cast<unsigned>(programs.size()))))
-      programs.push_back(std::move(*program));
+    while (true) {
+      Result<std::optional<SeccompProgram>> program =
+          ptrace_get_seccomp(tid, static_cast<unsigned>(programs.size()));
+      // Nobody may read filters who is under one himself.
+      if (!program.ok() && program.error().sys_errno() == EACCES) break;
+      std::optional<SeccompProgram> one = TRY(std::move(program));
+      if (!one) break;
+      programs.push_back(std::move(*one));
+    }
     known = filters_.emplace(tid, std::move(programs)).first;
   }
   if (known->second.empty()) return false;
