@@ -1,12 +1,27 @@
 #include "cli/command_line.h"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "base/io.h"
 #include "cli/exit_codes.h"
+#include "cli/man_page.h"
 
 namespace godwit::cli {
 namespace {
+
+// What CLI11 can't know: that words follow which aren't godwit's.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App* app, std::string name) const override {
+    std::string usage = CLI::Formatter::make_usage(app, name);
+    if (app->get_name() != "run") return usage;
+    while (!usage.empty() && usage.back() == '\n') usage.pop_back();
+    return usage + " -- CMD [ARGS...]\n";
+  }
+};
 
 class Builder {
  public:
@@ -24,6 +39,7 @@ class Builder {
         "  godwit migrate c1 n2                           moves it while it runs\n"
         "Environment: GODWIT_SOCKET (daemon's socket), GODWIT_CLUSTER (local cluster).\n"
         "`godwit help exit-codes` lists the exit codes.");
+    app_.formatter(std::make_shared<HelpFormatter>());
     app_.require_subcommand(1);
     app_.set_version_flag("--version", "godwit 0.1.0");
     app_.add_option("--socket", o_.endpoint.socket, "The daemon's socket")->type_name("PATH");
@@ -220,22 +236,58 @@ class Builder {
   }
 
   void build_help() {
-    auto* help = app_.add_subcommand("help", "Topics: exit-codes");
-    help->footer("Examples:\n  godwit help exit-codes");
-    auto* codes = help->add_subcommand("exit-codes", "What godwit exits with");
-    codes->callback([this] { line_.command = help_exit_codes; });
-    help->callback([this] {
-      if (line_.command) return;
-      line_.command = [text = app_.help()] {
-        std::fputs(text.c_str(), stdout);
-        return 0;
+    auto* help = app_.add_subcommand("help", "Help on a command; exit-codes; man");
+    help->footer(
+        "Examples:\n"
+        "  godwit help migrate\n"
+        "  godwit help exit-codes         what godwit exits with\n"
+        "  godwit help man --into DIR     writes the manual pages there");
+    help->add_option("topic", help_topic_, "Command, exit-codes or man")->type_name("TOPIC");
+    help->add_option("--into", man_directory_, "Of man: a directory for all pages")
+        ->type_name("DIR");
+    help->callback([this] { line_.command = help_on(help_topic_); });
+  }
+
+  // The text is made now: the definition of the command line doesn't outlive the parsing.
+  std::function<int()> help_on(const std::string& topic) {
+    if (topic == "exit-codes") return help_exit_codes;
+    if (topic == "man")
+      return [pages = man_pages(app_), to = man_directory_] { return write_man_pages(pages, to); };
+    const CLI::App* about = topic.empty() ? &app_ : nullptr;
+    for (const CLI::App* command : app_.get_subcommands([](const CLI::App*) { return true; }))
+      if (command->get_name() == topic) about = command;
+    if (about == nullptr)
+      return [topic] {
+        fmt::print(stderr, "godwit: help: there is no command {}\n", topic);
+        return static_cast<int>(Exit::usage);
       };
-    });
+    const std::string name = topic.empty() ? "godwit" : "godwit " + topic;
+    return [text = app_.get_formatter()->make_help(about, name, CLI::AppFormatMode::Normal)] {
+      fmt::print("{}", text);
+      return 0;
+    };
+  }
+
+  // `directory` empty: the first one, on stdout.
+  static int write_man_pages(const std::vector<std::pair<std::string, std::string>>& pages,
+                             const std::string& directory) {
+    if (directory.empty()) {
+      fmt::print("{}", pages.front().second);
+      return 0;
+    }
+    for (const auto& [file, text] : pages) {
+      if (auto written = replace_file(directory + "/" + file, text, false); !written.ok()) {
+        fmt::print(stderr, "godwit: {}\n", written.error().what());
+        return static_cast<int>(Exit::failed);
+      }
+    }
+    return 0;
   }
 
   CLI::App& app_;
   CommandLine& line_;
   Options& o_;
+  std::string help_topic_, man_directory_;
 };
 
 }  // namespace
@@ -251,6 +303,15 @@ bool parse_command_line(const std::vector<std::string>& arguments, CommandLine& 
   std::reverse(reversed.begin(), reversed.end());
   try {
     app.parse(reversed);
+  } catch (const CLI::RequiredError& error) {
+    const std::vector<std::string> unknown = app.remaining();
+    if (unknown.empty())
+      app.exit(error);
+    else
+      fmt::print(stderr, "godwit: there is no command {}; `godwit --help` lists them\n",
+                 unknown[0]);
+    code = static_cast<int>(Exit::usage);
+    return false;
   } catch (const CLI::ParseError& error) {
     code = app.exit(error) == 0 ? 0 : static_cast<int>(Exit::usage);
     return false;

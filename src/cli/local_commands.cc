@@ -15,12 +15,13 @@
 namespace godwit::cli {
 namespace {
 
-int fail(const LocalOptions& options, const Error& error) {
+int fail(const LocalOptions& options, const Error& failure) {
+  // Whatever an ordinary user ran into, this is why.
+  const bool not_root = geteuid() != 0 && failure.code() != Errc::invalid;
+  const Error error =
+      not_root ? Error(Errc::permission, "only root sees and changes local clusters") : failure;
   if (options.json) fmt::print("{}\n", to_json(error).dump(2));
   fmt::print(stderr, "godwit: {}\n", error.what());
-  if (geteuid() != 0 && error.code() != Errc::invalid) {
-    fmt::print(stderr, "godwit: local clusters are made by root\n");
-  }
   if (error.code() == Errc::invalid) return static_cast<int>(Exit::usage);
   return static_cast<int>(exit_for(error));
 }

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <ctime>
 #include <optional>
+#include <sstream>
+#include <string>
 
 #include "base/clock.h"
 #include "cli/commands.h"
@@ -74,14 +76,15 @@ int exit_of(const api::MigrationResult& result) {
 
 void print_result(const api::MigrationResult& m) {
   if (m.outcome() == "moved") {
-    fmt::print("{} moved from {} to {}: {}, downtime {}, total {}, {} sent, {} rounds\n",
+    fmt::print("{} moved from {} to {}: {}, downtime {}, total {}, {} sent, {} round{}\n",
                m.capsule(), m.source(), m.target(), m.mode(), human_us(m.downtime_us()),
-               human_us(m.total_us()), human_bytes(m.bytes_sent()), m.rounds_size());
+               human_us(m.total_us()), human_bytes(m.bytes_sent()), m.rounds_size(),
+               m.rounds_size() == 1 ? "" : "s");
     if (!m.choice().empty()) fmt::print("  {}\n", m.choice());
     return;
   }
   fmt::print(stderr, "godwit: {} to {}: {}: {}\n", m.capsule(), m.target(),
-             coloured(colour_of(m.outcome()), m.outcome()), m.reason());
+             coloured(colour_of(m.outcome()), m.outcome(), STDERR_FILENO), m.reason());
   for (const auto& reason : m.reasons()) {
     if (reason != m.reason()) fmt::print(stderr, "  {}\n", reason);
   }
@@ -105,6 +108,23 @@ std::optional<api::MigrationResult> result_from_history(rpc::ApiClient& client,
     usleep(100'000);
   }
   return std::nullopt;
+}
+
+constexpr std::size_t line_columns = 100;
+
+void print_phases(const api::MigrationResult& m) {
+  std::string line = "   ";
+  for (const auto& phase : m.phases()) {
+    const std::string word = fmt::format(" {} {},", phase.name(), human_us(phase.us()));
+    if (line.size() + word.size() > line_columns) {
+      fmt::print("{}\n", line);
+      line = "   ";
+    }
+    line += word;
+  }
+  if (m.phases_size() == 0) return;
+  line.pop_back();
+  fmt::print("{}\n", line);
 }
 
 std::string local_time(std::int64_t realtime_us) {
@@ -184,19 +204,20 @@ int history_command(const Options& options) {
       return 0;
     }
     Table table({"WHEN", "CAPSULE", "FROM", "TO", "MODE", "OUTCOME", "DOWNTIME", "TOTAL", "SENT",
-                 "ROUNDS", "PHASES", "REASON"});
+                 "ROUNDS", "REASON"});
     for (const auto& m : reply.migrations()) {
-      std::string phases;
-      for (const auto& phase : m.phases()) {
-        phases +=
-            fmt::format("{}{} {}", phases.empty() ? "" : ", ", phase.name(), human_us(phase.us()));
-      }
       table.add({local_time(m.started_realtime_us()), m.capsule(), m.source(), m.target(), m.mode(),
                  coloured(colour_of(m.outcome()), m.outcome()), human_us(m.downtime_us()),
                  human_us(m.total_us()), human_bytes(m.bytes_sent()),
-                 fmt::format("{}", m.rounds_size()), phases.empty() ? "-" : phases, m.reason()});
+                 fmt::format("{}", m.rounds_size()), m.reason()});
     }
-    fmt::print("{}", table.text());
+    // Of one capsule in full: under each migration where its time went.
+    std::istringstream lines(table.text());
+    std::string line;
+    for (int i = -1; std::getline(lines, line); ++i) {
+      fmt::print("{}\n", line);
+      if (i >= 0 && !options.capsule.empty()) print_phases(reply.migrations(i));
+    }
     return 0;
   });
 }

@@ -38,6 +38,7 @@ std::string Table::text() const {
       out += row[i];
       if (i + 1 < row.size()) out.append(widths[i] - width(row[i]) + 2, ' ');
     }
+    out.resize(out.find_last_not_of(' ') + 1);  // Of empty cells at the end.
     out += '\n';
   };
   line(header_);
@@ -70,8 +71,8 @@ std::string human_age(std::int64_t us) {
   return fmt::format("{}d", s / 86'400);
 }
 
-std::string coloured(Colour colour, const std::string& text) {
-  if (colour == Colour::none || isatty(STDOUT_FILENO) == 0 || std::getenv("NO_COLOR") != nullptr) {
+std::string coloured(Colour colour, const std::string& text, int fd) {
+  if (colour == Colour::none || isatty(fd) == 0 || std::getenv("NO_COLOR") != nullptr) {
     return text;
   }
   const char* code = colour == Colour::red      ? "31"

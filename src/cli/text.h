@@ -24,7 +24,7 @@ std::string human_us(std::int64_t us);         // "870 us", "1.25 ms", "3.4 s"
 std::string human_age(std::int64_t us);        // "12s", "3m", "5h", "2d"
 
 enum class Colour { none, red, green, yellow, dim };
-// The text itself where standard output is no terminal, or NO_COLOR is set.
-std::string coloured(Colour colour, const std::string& text);
+// The text itself where `fd`, on which it will be printed, is no terminal, or NO_COLOR is set.
+std::string coloured(Colour colour, const std::string& text, int fd = 1);
 
 }  // namespace godwit::cli

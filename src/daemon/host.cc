@@ -87,6 +87,9 @@ Result<void> Host::start_shell(const HostedPtr& capsule, const api::RunRequest& 
   const image::CapsuleSpec spec = capsule->record.spec();
   auto shell = TRY(capsule::Shell::create(config_.env, spec));
   TRY(set_cpu_quota(capsule));
+  if (!is_directory(fmt::format("/proc/{}/root{}", shell.init_pid(), spec.cwd())))
+    return make_error(Errc::refused, "the working directory {} doesn't exist on {}", spec.cwd(),
+                      config_.env.node);
   TRY(shell.gate(true));
   TRY(shell.announce());
   auto spawned = TRY(shell.init().spawn(make_spawn(spec, request)).with(spec.argv(0)));
@@ -106,7 +109,9 @@ Result<void> Host::set_cpu_quota(const HostedPtr& capsule) {
   if (cpus <= 0) return {};
   auto tree = TRY(
       sys::CgroupGroup::open(capsule::Shell::cgroup_name(config_.env, capsule->id()) + "/tree"));
-  return tree.set_cpu_quota(cpus * config_.core_speed).with("CPU limit");
+  // A node with fewer cores gives what it has: it may have moved here from a larger one.
+  const double cores = config_.cores > 0 ? std::min(cpus, config_.cores) : cpus;
+  return tree.set_cpu_quota(cores * config_.core_speed).with("CPU limit");
 }
 
 Result<void> Host::start_console(const HostedPtr& capsule, std::uint64_t expected,
