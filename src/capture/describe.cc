@@ -152,7 +152,7 @@ Result<void> describe_common(pid_t any_pid, image::Capsule& capsule) {
 
 Result<LiveDescription> describe_live(const TreeRef& tree) {
   LiveDescription live;
-  FileTable files(tree, live.capsule);
+  FileTable files(tree, live.capsule, false);
   std::vector<pid_t> pids;
   for (pid_t tid : TRY(list_tree_threads(tree))) {
     Result<sys::ProcStatus> status = sys::read_status(tid);
@@ -173,6 +173,7 @@ Result<LiveDescription> describe_live(const TreeRef& tree) {
     }
     live.node_pids[process.pid()] = pid;
   }
+  TRY(files.pipes().describe(live.capsule));
   TRY(describe_common(pids.front(), live.capsule));
   live.private_file_places = std::move(files).places();
   return live;
@@ -205,7 +206,7 @@ Result<void> describe_frozen(FrozenTree& tree, FrozenProcess& process, FileTable
 Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule* earlier) {
   if (processes_.empty())
     return make_error(Errc::tracee_gone, "no process in {}", tree_.freezer_path);
-  FileTable files(tree_, capsule);
+  FileTable files(tree_, capsule, true);
   for (FrozenProcess& process : processes_) {
     if (process.threads.empty())
       return make_error(Errc::tracee_gone, "process {} has ended", process.pid_inside);
@@ -214,6 +215,7 @@ Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule*
     TRY(gone_if_dead(process.pid, std::move(described))
             .with(fmt::format("process {}", process.pid_inside)));
   }
+  TRY(files.pipes().describe_with_content(capsule));
   TRY(describe_common(processes_.front().pid, capsule));
   private_file_places_ = std::move(files).places();
   return {};

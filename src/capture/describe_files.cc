@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "capture/describe_objects.h"
 #include "sys/pidfd.h"
 
 namespace godwit::capture {
@@ -43,6 +44,23 @@ std::int64_t ns(const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_ns
 constexpr std::uint32_t memfd_flags_of(int seals) {
   // A memfd without MFD_ALLOW_SEALING carries F_SEAL_SEAL from the start.
   return seals == F_SEAL_SEAL ? 0 : 2 /* MFD_ALLOW_SEALING */;
+}
+
+// `copy` is of the same open file description.
+Result<void> describe_ownership(int copy, image::OpenFile& file) {
+  f_owner_ex owner{};
+  if (::fcntl(copy, F_GETOWN_EX, &owner) != 0) return os_error("fcntl(F_GETOWN_EX)");
+  if (owner.pid != 0) {
+    // Told in our PID namespace; the capsule's own number is wanted.
+    sys::ProcStatus status = TRY(sys::read_status(owner.pid));
+    file.set_owner_type(owner.type);
+    file.set_owner(owner.type == F_OWNER_PGRP ? status.ns_pgid.back() : status.ns_pid.back());
+  }
+  int signal = ::fcntl(copy, F_GETSIG);
+  if (signal > 0) file.set_owner_signal(signal);
+  if (int seals = ::fcntl(copy, F_GET_SEALS); seals > 0)
+    file.set_seals(static_cast<std::uint32_t>(seals));
+  return {};
 }
 
 }  // namespace
@@ -134,41 +152,40 @@ Result<image::FileRef> FileTable::refer(pid_t pid, const std::string& place,
   return make_error(Errc::refused, "{} of process {} is no longer where it was", path, pid);
 }
 
-Result<void> FileTable::ownership(int pidfd, int fd, image::OpenFile& file) {
-  UniqueFd copy = TRY(sys::pidfd_getfd(pidfd, fd));
-  f_owner_ex owner{};
-  if (::fcntl(copy.get(), F_GETOWN_EX, &owner) != 0)
-    return os_error(fmt::format("fcntl(F_GETOWN_EX, fd {})", fd));
-  if (owner.pid != 0) {
-    // Told in our PID namespace; the capsule's own number is wanted.
-    sys::ProcStatus status = TRY(sys::read_status(owner.pid));
-    file.set_owner_type(owner.type);
-    file.set_owner(owner.type == F_OWNER_PGRP ? status.ns_pgid.back() : status.ns_pid.back());
-  }
-  int signal = ::fcntl(copy.get(), F_GETSIG);
-  if (signal > 0) file.set_owner_signal(signal);
-  if (int seals = ::fcntl(copy.get(), F_GET_SEALS); seals > 0)
-    file.set_seals(static_cast<std::uint32_t>(seals));
-  return {};
-}
-
-Result<void> FileTable::classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info,
+Result<void> FileTable::classify(const Holder& holder, int fd, const sys::FdInfo& info,
                                  const struct stat& st, image::OpenFile& file) {
-  const std::string place = sys::proc_path(pid, fmt::format("fd/{}", fd));
+  const std::string place = sys::proc_path(holder.pid, fmt::format("fd/{}", fd));
   bool deleted = false;
   const std::string path = without_deleted_mark(TRY(sys::read_link(place)), deleted);
   file.set_flags(info.flags & ~static_cast<unsigned>(O_CLOEXEC));
   file.set_pos(info.pos);
   if (info.flags & O_PATH) {
     file.set_kind(image::OpenFile::O_PATH_FD);
-    *file.mutable_ref() = TRY(refer(pid, place, path, deleted));
+    *file.mutable_ref() = TRY(refer(holder.pid, place, path, deleted));
     return {};
   }
-  TRY(ownership(pidfd, fd, file));
+  UniqueFd copy = TRY(sys::pidfd_getfd(holder.pidfd, fd));
+  TRY(describe_ownership(copy.get(), file));
   if (int stream = stdio_stream(tree_.stdio, st); stream >= 0) {
     const bool pty = tree_.stdio.kind == TreeStdio::Kind::pty;
     file.set_kind(pty ? image::OpenFile::STDIO_PTY : image::OpenFile::STDIO_PIPE);
     file.set_stdio(static_cast<std::uint32_t>(stream));
+    return {};
+  }
+  if (S_ISFIFO(st.st_mode)) {
+    file.set_kind(image::OpenFile::PIPE);
+    file.set_pipe(
+        TRY(pipes_.add(std::move(copy), st, info.flags,
+                       fmt::format("descriptor {} of process {}", fd, holder.pid_inside))));
+    if (!path.starts_with("pipe:"))
+      *file.mutable_ref() = TRY(refer(holder.pid, place, path, deleted));
+    return {};
+  }
+  if (image::OpenFile::Kind kind = object_kind(path); kind != image::OpenFile::REGULAR) {
+    file.set_kind(kind);
+    TRY(describe_object(copy.get(), info, file));
+    if (kind == image::OpenFile::EPOLL && stands_still_)
+      TRY(describe_watches(holder.pid, fd, info, file));
     return {};
   }
   if (S_ISREG(st.st_mode))
@@ -179,32 +196,33 @@ Result<void> FileTable::classify(pid_t pid, int pidfd, int fd, const sys::FdInfo
     file.set_kind(image::OpenFile::DEVICE);
   else
     return make_error(Errc::refused, "descriptor {} of process {} is {}, which can't move yet", fd,
-                      pid, path);
-  *file.mutable_ref() = TRY(refer(pid, place, path, deleted));
+                      holder.pid_inside, path);
+  *file.mutable_ref() = TRY(refer(holder.pid, place, path, deleted));
   file.mutable_ref()->set_written((info.flags & O_ACCMODE) != O_RDONLY);
   return {};
 }
 
-Result<std::uint32_t> FileTable::open_file(pid_t pid, int pidfd, int fd, const sys::FdInfo& info) {
-  struct stat st = TRY(stat_place(sys::proc_path(pid, fmt::format("fd/{}", fd))));
+Result<std::uint32_t> FileTable::open_file(const Holder& holder, int fd, const sys::FdInfo& info) {
+  struct stat st = TRY(stat_place(sys::proc_path(holder.pid, fmt::format("fd/{}", fd))));
   std::vector<Description>& same_object = met_[{st.st_dev, st.st_ino}];
   for (const Description& met : same_object) {
-    if (TRY(sys::kcmp(pid, met.pid, sys::KcmpType::file, static_cast<std::uint64_t>(fd),
+    if (TRY(sys::kcmp(holder.pid, met.pid, sys::KcmpType::file, static_cast<std::uint64_t>(fd),
                       static_cast<std::uint64_t>(met.fd))) == 0)
       return met.id;
   }
   image::OpenFile file;
   file.set_id(static_cast<std::uint32_t>(capsule_.files_size()) + 1);
-  TRY(classify(pid, pidfd, fd, info, st, file));
+  TRY(classify(holder, fd, info, st, file));
   *capsule_.add_files() = file;
-  same_object.push_back({pid, fd, file.id()});
+  same_object.push_back({holder.pid, fd, file.id()});
   return file.id();
 }
 
 Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& process) {
+  const Holder holder{pid, process.pid(), pidfd};
   for (int fd : TRY(sys::list_fds(pid))) {
     sys::FdInfo info = TRY(sys::read_fdinfo(pid, fd));
-    std::uint32_t id = TRY(open_file(pid, pidfd, fd, info).with(fmt::format("descriptor {}", fd)));
+    std::uint32_t id = TRY(open_file(holder, fd, info).with(fmt::format("descriptor {}", fd)));
     image::Fd& out = *process.add_fds();
     out.set_fd(fd);
     out.set_cloexec((info.flags & O_CLOEXEC) != 0);

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "capture/describe_pipes.h"
 #include "capture/freeze.h"
 #include "image/image.pb.h"
 #include "sys/proc.h"
@@ -17,7 +18,9 @@ namespace godwit::capture {
 // Gives every file one identity across descriptors and mappings of all processes.
 class FileTable {
  public:
-  FileTable(const TreeRef& tree, image::Capsule& capsule) : tree_(tree), capsule_(capsule) {}
+  // `stands_still`: descriptions are exact; else what may change at any time is left out.
+  FileTable(const TreeRef& tree, image::Capsule& capsule, bool stands_still)
+      : tree_(tree), capsule_(capsule), stands_still_(stands_still) {}
 
   // `place`: a /proc link that opens the file itself (fd/N, map_files/A-B, exe); `path` as the link
   // reads.
@@ -27,6 +30,8 @@ class FileTable {
   // Fills process.fds and adds to capsule.files.
   Result<void> describe_fds(pid_t pid, int pidfd, image::Process& process);
 
+  // After all processes: pipes are described when all their ends are known.
+  const PipeTable& pipes() const { return pipes_; }
   std::map<std::uint32_t, std::string> places() && { return std::move(places_); }
 
  private:
@@ -35,15 +40,20 @@ class FileTable {
     int fd;
     std::uint32_t id;
   };
-  Result<std::uint32_t> open_file(pid_t pid, int pidfd, int fd, const sys::FdInfo& info);
-  Result<void> classify(pid_t pid, int pidfd, int fd, const sys::FdInfo& info,
+  struct Holder {
+    pid_t pid, pid_inside;
+    int pidfd;
+  };
+  Result<std::uint32_t> open_file(const Holder& holder, int fd, const sys::FdInfo& info);
+  Result<void> classify(const Holder& holder, int fd, const sys::FdInfo& info,
                         const struct stat& st, image::OpenFile& file);
-  Result<void> ownership(int pidfd, int fd, image::OpenFile& file);
   Result<std::uint32_t> private_file(image::PrivateFile::Kind kind, const std::string& place,
                                      const std::string& path, const struct stat& st);
 
   const TreeRef& tree_;
   image::Capsule& capsule_;
+  bool stands_still_;
+  PipeTable pipes_;
   std::map<std::tuple<std::uint64_t, std::uint64_t>, std::vector<Description>>
       met_;  // By device and inode.
   std::map<std::uint32_t, std::pair<std::uint64_t, std::uint64_t>>

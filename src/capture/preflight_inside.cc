@@ -13,8 +13,13 @@
 // Keys: init gives each capsule a session keyring of its own, which is empty; the default of a
 // session without one is that of the user. Anything else is the program's, and so is a keyring of
 // its thread or process.
+//
+// And what shows only while no descriptor comes or goes: whether an end of a pipe is held outside
+// of the tree, what an epoll instance watches.
 
 #include "capture/describe.h"
+#include "capture/describe_files.h"
+#include "capture/describe_objects.h"
 #include "capture/freeze.h"
 
 #include <fcntl.h>
@@ -249,6 +254,37 @@ Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses
   return remote->unmap_arena(process.threads.front());
 }
 
+// Whether there is a descriptor that can show only now what is against moving it.
+Result<bool> has_kernel_objects(const TreeRef& tree, pid_t pid) {
+  for (int fd : TRY(sys::list_fds(pid))) {
+    struct stat st {};
+    const std::string place = sys::proc_path(pid, fmt::format("fd/{}", fd));
+    if (::stat(place.c_str(), &st) != 0) return os_error(fmt::format("stat({})", place));
+    if (S_ISFIFO(st.st_mode) && stdio_stream(tree.stdio, st) < 0) return true;
+    if (object_kind(TRY(sys::read_link(place))) != image::OpenFile::REGULAR) return true;
+  }
+  return false;
+}
+
+// Describes the descriptors as the migration will: what that refuses is a reason.
+Result<void> look_at_descriptors(const TreeRef& tree, FrozenTree& frozen,
+                                 std::vector<std::string>& reasons) {
+  image::Capsule scratch;
+  FileTable files(tree, scratch, true);
+  for (const FrozenProcess& process : frozen.processes()) {
+    if (!TRY(has_kernel_objects(tree, process.pid))) continue;
+    image::Process& image = *scratch.add_processes();
+    image.set_pid(process.pid_inside);
+    Result<void> described = files.describe_fds(process.pid, process.pidfd.get(), image);
+    if (described.ok()) continue;
+    const Errc code = described.error().code();
+    if (code != Errc::refused && code != Errc::unsupported) return described;
+    reasons.push_back(fmt::format("process {}: {}", process.pid_inside, described.error().what()));
+  }
+  for (std::string& reason : TRY(files.pipes().reasons())) reasons.push_back(std::move(reason));
+  return {};
+}
+
 }  // namespace
 
 Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
@@ -265,6 +301,7 @@ Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
   FrozenTree frozen = TRY(freeze(tree));
   for (FrozenProcess& process : frozen.processes())
     TRY(look(frozen, process, witnesses, reasons, needs));
+  TRY(look_at_descriptors(tree, frozen, reasons));
   TRY(frozen.thaw());
   if (kernel_needs != nullptr) *kernel_needs = needs;
   return reasons;

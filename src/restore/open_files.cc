@@ -1,6 +1,7 @@
 #include "restore/open_files.h"
 
 #include <fcntl.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -10,6 +11,7 @@
 #include <set>
 
 #include "base/io.h"
+#include "restore/objects.h"
 
 namespace godwit::restore {
 namespace {
@@ -24,6 +26,11 @@ bool is_controlling_tty(const image::OpenFile& file) {
   return file.kind() == image::OpenFile::DEVICE && file.ref().path() == "/dev/tty";
 }
 
+bool is_kernel_object(const image::OpenFile& file) {
+  return file.kind() == image::OpenFile::EVENTFD || file.kind() == image::OpenFile::TIMERFD ||
+         file.kind() == image::OpenFile::SIGNALFD || file.kind() == image::OpenFile::EPOLL;
+}
+
 std::map<std::uint32_t, const image::OpenFile*> by_id(const image::Capsule& capsule) {
   std::map<std::uint32_t, const image::OpenFile*> files;
   for (const image::OpenFile& f : capsule.files()) files[f.id()] = &f;
@@ -34,6 +41,18 @@ std::string describe(const image::OpenFile& file) {
   return fmt::format(
       "open file {} ({})", file.id(),
       file.ref().path().empty() ? image::OpenFile::Kind_Name(file.kind()) : file.ref().path());
+}
+
+// Of an end that somebody else made. O_ASYNC comes last of all (add_owners).
+Result<void> set_flags(int fd, int flags) {
+  constexpr int settable = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
+  int now = fcntl(fd, F_GETFL);
+  if (now < 0) return os_error("fcntl(F_GETFL)");
+  if ((now & O_ACCMODE) != (flags & O_ACCMODE)) {
+    return make_error(Errc::refused, "access mode {:#o} was {:#o} on the source", now, flags);
+  }
+  if (fcntl(fd, F_SETFL, flags & settable) != 0) return os_error("fcntl(F_SETFL)");
+  return {};
 }
 
 }  // namespace
@@ -55,7 +74,8 @@ Result<UniqueFd> OpenFiles::open_ref(const image::FileRef& ref, int flags) const
   return fd;
 }
 
-Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file) {
+Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file,
+                                     const image::CapsuleSpec& spec) {
   int flags = static_cast<int>(file.flags()) & ~creation_flags;
   switch (file.kind()) {
     case image::OpenFile::REGULAR: {
@@ -87,14 +107,16 @@ Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file) {
     case image::OpenFile::STDIO_PTY: {
       // What pipe2 made has no O_LARGEFILE, whatever was opened later has.
       UniqueFd fd = TRY(source_.stdio(file.stdio(), (flags & kernel_largefile) == 0));
-      constexpr int settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;
-      int now = fcntl(fd.get(), F_GETFL);
-      if (now < 0) return os_error("fcntl(F_GETFL)");
-      if ((now & O_ACCMODE) != (flags & O_ACCMODE)) {
-        return make_error(Errc::refused, "access mode {:#o} was {:#o} on the source", now, flags);
-      }
-      if (fcntl(fd.get(), F_SETFL, flags & settable & ~O_ASYNC) != 0)
-        return os_error("fcntl(F_SETFL)");
+      // As init gives them to a program that it starts: it may open /dev/stdout.
+      const bool pipe = file.kind() == image::OpenFile::STDIO_PIPE;
+      const gid_t group = pipe ? spec.gid() : static_cast<gid_t>(-1);
+      if (fchown(fd.get(), spec.uid(), group) != 0) return os_error("fchown");
+      TRY(set_flags(fd.get(), flags));
+      return fd;
+    }
+    case image::OpenFile::PIPE: {
+      UniqueFd fd = TRY(pipes_.open(file));
+      TRY(set_flags(fd.get(), flags));
       return fd;
     }
     case image::OpenFile::O_PATH_FD:
@@ -105,12 +127,20 @@ Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file) {
   }
 }
 
-Result<void> OpenFiles::open_all(const image::Capsule& capsule) {
+Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t frozen_ns) {
   opened_.clear();
+  TRY(pipes_.make_all(capsule));
   for (const image::OpenFile& f : capsule.files()) {
     if (is_controlling_tty(f)) continue;  // Only the process itself can open it.
-    opened_[f.id()] = TRY(open_one(f).with(describe(f)));
+    if (is_kernel_object(f)) {
+      UniqueFd made = TRY(make_object(f, capsule.clocks(), frozen_ns).with(describe(f)));
+      TRY(set_flags(made.get(), static_cast<int>(f.flags())).with(describe(f)));
+      opened_[f.id()] = std::move(made);
+      continue;
+    }
+    opened_[f.id()] = TRY(open_one(f, capsule.spec()).with(describe(f)));
   }
+  pipes_.close_all();
   return {};
 }
 
@@ -172,7 +202,31 @@ Result<void> OpenFiles::install(Skeleton& skeleton, const image::Process& proces
     }
   }
   TRY(skeleton.run(b));
+  TRY(add_watches(skeleton, process, capsule));
   return install_terminal(skeleton, process, capsule);
+}
+
+// What is ready counts as news, so that no edge is missed.
+Result<void> OpenFiles::add_watches(Skeleton& skeleton, const image::Process& process,
+                                    const image::Capsule& capsule) {
+  std::map<std::uint32_t, const image::OpenFile*> files = by_id(capsule);
+  std::set<std::uint32_t> done;
+  Batch b = skeleton.batch();
+  for (const image::Fd& fd : process.fds()) {
+    const image::OpenFile& file = *files[fd.file()];
+    if (file.kind() != image::OpenFile::EPOLL || !done.insert(file.id()).second) continue;
+    for (const image::EpollWatch& watch : file.watches()) {
+      epoll_event event{};
+      event.events = watch.events();
+      event.data.u64 = watch.data();
+      b.about(fmt::format("epoll instance {}, watched descriptor {}", fd.fd(), watch.fd()));
+      b.call(SYS_epoll_ctl, "epoll_ctl",
+             {static_cast<std::uint64_t>(fd.fd()), EPOLL_CTL_ADD,
+              static_cast<std::uint64_t>(watch.fd()), b.put_value(event)});
+      if (!b.has_room(4, sizeof event)) TRY(skeleton.run(b)), b.clear();
+    }
+  }
+  return skeleton.run(b);
 }
 
 Result<void> OpenFiles::install_terminal(Skeleton& skeleton, const image::Process& process,

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "image/image.pb.h"
+#include "restore/pipes.h"
 #include "restore/private_files.h"
 #include "restore/skeleton.h"
 #include "restore/skeleton_source.h"
@@ -16,14 +17,15 @@ namespace godwit::restore {
 class OpenFiles {
  public:
   OpenFiles(SkeletonSource& source, int root_fd, const PrivateFiles& files)
-      : source_(source), root_fd_(root_fd), files_(files) {}
+      : source_(source), root_fd_(root_fd), files_(files), pipes_(files) {}
 
   // The file of a mapping or an executable.
   Result<UniqueFd> open_ref(const image::FileRef& ref, int flags) const;
 
   // Opens every description of the image. May be called when the content of private files isn't
   // there yet.
-  Result<void> open_all(const image::Capsule& capsule);
+  // `frozen_ns`: how long ago its times were read.
+  Result<void> open_all(const image::Capsule& capsule, std::int64_t frozen_ns);
   // Puts the descriptors of a process at their numbers; everything else but the channel is closed.
   Result<void> install(Skeleton& skeleton, const image::Process& process,
                        const image::Capsule& capsule);
@@ -34,13 +36,16 @@ class OpenFiles {
   void close_all() { opened_.clear(); }
 
  private:
-  Result<UniqueFd> open_one(const image::OpenFile& file);
+  Result<UniqueFd> open_one(const image::OpenFile& file, const image::CapsuleSpec& spec);
+  Result<void> add_watches(Skeleton& skeleton, const image::Process& process,
+                           const image::Capsule& capsule);
   Result<void> install_terminal(Skeleton& skeleton, const image::Process& process,
                                 const image::Capsule& capsule);
 
   SkeletonSource& source_;
   int root_fd_;
   const PrivateFiles& files_;
+  Pipes pipes_;
   std::map<std::uint32_t, UniqueFd> opened_;  // By OpenFile id.
 };
 

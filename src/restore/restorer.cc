@@ -255,7 +255,7 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   Skeleton& skeleton = m.process->skeleton;
   TRY(m.private_files.finish(final));
   TRY(join_session(skeleton, p));
-  TRY(m.files.open_all(final));
+  TRY(m.files.open_all(final, frozen_ns));
   TRY(m.files.install(skeleton, p, final));
   TRY(register_membarrier(skeleton, p.membarrier(), m.process->membarrier_done));
   TRY(restore_process(skeleton, p, m.files, frozen_ns, m.notes));

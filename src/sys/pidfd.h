@@ -29,6 +29,12 @@ enum class KcmpType {
   epoll_slot = 7
 };
 
+// What an epoll instance watches: index_b of `epoll_slot` is the address of one.
+struct EpollSlot {
+  std::uint32_t epoll_fd, fd;  // The number under which the file was added.
+  std::uint32_t index;         // Among those that were added under this number.
+};
+
 // Orders kernel objects: 0 equal, 1 less, 2 greater, 3 different without order. For all but `file`
 // and `epoll_slot` the indices are ignored.
 Result<int> kcmp(pid_t a, pid_t b, KcmpType type, std::uint64_t index_a = 0,
