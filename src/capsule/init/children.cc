@@ -128,6 +128,10 @@ Fail become_program(const SpawnOrder& order, const Relay& relay) {
     // The terminal belongs to its user, as with any login.
     if (::fchown(0, order.head.uid, static_cast<gid_t>(-1)) != 0)
       return fail("fchown of the terminal");
+  } else {
+    // Else the program could use its pipes but not open them as /dev/stdout.
+    for (int number = 0; number < 3; ++number)
+      if (::fchown(number, order.head.uid, order.head.gid) != 0) return fail("fchown of stdio");
   }
   if (::setgroups(order.head.groups, order.groups) != 0) return fail("setgroups");
   if (::setresgid(order.head.gid, order.head.gid, order.head.gid) != 0) return fail("setresgid");
