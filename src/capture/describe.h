@@ -29,7 +29,10 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree);
 
 // The same for what only the program itself can be asked: stops it for about half a millisecond and
 // injects. Preconditions: preflight found nothing; the tree runs, and nobody else stops it.
+// `sleeps`: those known from the last stop; afterwards those that this stop has interrupted.
+// `kernel_needs`: what the target's kernel must have (sys/kernel_features.h).
 Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
+                                                  std::vector<sys::InterruptedSleep>& sleeps,
                                                   std::uint64_t* kernel_needs = nullptr);
 
 // A userfaultfd of the process, made inside it and fetched here; inside, it is closed again.

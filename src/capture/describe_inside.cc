@@ -13,10 +13,12 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <set>
 
 #include "base/io.h"
 #include "capture/restart.h"
@@ -313,8 +315,6 @@ bool comes_again(const siginfo_t& info) {
 Result<void> from_ptrace(const FrozenThread& thread, image::Thread& out) {
   out.set_xstate(TRY(sys::ptrace_get_xstate(thread.tid)));
   out.set_sigmask(TRY(sys::ptrace_get_sigmask(thread.tid)));
-  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, false)))
-    if (!comes_again(info)) out.add_pending(siginfo_bytes(info));
   sys::RseqConfig rseq = TRY(sys::ptrace_get_rseq(thread.tid));
   out.set_rseq_addr(rseq.address), out.set_rseq_size(rseq.size);
   out.set_rseq_signature(rseq.signature), out.set_rseq_flags(rseq.flags);
@@ -330,6 +330,56 @@ Result<void> from_ptrace(const FrozenThread& thread, image::Thread& out) {
                             program->instructions.size() * sizeof(sock_filter));
     filter.set_flags(static_cast<std::uint32_t>(program->flags));
   }
+}
+
+// A periodic timer whose signal is still queued counts its expiries where nobody can look: they are
+// told when the signal is taken out. So it is taken out and put back, by one batch, which the
+// thread ends also if we die. What is put back is an ordinary entry of the queue that says the
+// count.
+Result<void> settle_overruns(const FrozenProcess& process, FrozenThread& thread, bool first,
+                             sys::RemoteProcess& remote) {
+  const std::vector<siginfo_t> own = TRY(sys::ptrace_peek_siginfo(thread.tid, false));
+  const std::vector<siginfo_t> shared =
+      first ? TRY(sys::ptrace_peek_siginfo(thread.tid, true)) : std::vector<siginfo_t>{};
+  std::set<int> signals;
+  for (const auto* queue : {&own, &shared})
+    for (const siginfo_t& info : *queue)
+      if (info.si_code == SI_TIMER) signals.insert(info.si_signo);
+  auto count = [](const std::vector<siginfo_t>& queue, int signal) {
+    return std::count_if(queue.begin(), queue.end(),
+                         [&](const siginfo_t& info) { return info.si_signo == signal; });
+  };
+  for (int signal : signals) {
+    sys::RemoteBatch batch(remote);
+    const RemoteAddr set = batch.put(std::uint64_t{1} << (signal - 1)),
+                     at_once = batch.put(timespec{0, 0});
+    // The thread's own queue comes first; all are taken out before any is put back: in order.
+    const auto of_thread = count(own, signal), all = of_thread + count(shared, signal);
+    std::vector<RemoteAddr> taken;
+    for (auto i = 0 * all; i < all; ++i) {
+      taken.push_back(batch.space(sizeof(siginfo_t)));
+      batch.call(SYS_rt_sigtimedwait, set, taken.back(), at_once, 8);
+    }
+    for (auto i = 0 * all; i < all; ++i) {
+      const RemoteAddr info = taken[static_cast<std::size_t>(i)];
+      if (i < of_thread)
+        batch.call(SYS_rt_tgsigqueueinfo, process.pid_inside, thread.tid_inside, signal, info);
+      else
+        batch.call(SYS_rt_sigqueueinfo, process.pid_inside, signal, info);
+    }
+    TRY(remote.run(thread, batch));
+  }
+  return {};
+}
+
+Result<void> describe_pending(const FrozenThread& thread, bool first, image::Process& process,
+                              image::Thread& out) {
+  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, false)))
+    if (!comes_again(info)) out.add_pending(siginfo_bytes(info));
+  if (!first) return {};
+  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, true)))
+    process.add_pending(siginfo_bytes(info));
+  return {};
 }
 
 Result<void> from_system_calls(const FrozenThread& thread, image::Thread& out) {
@@ -365,14 +415,18 @@ Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Pr
     TRY(from_system_calls(thread, *out.mutable_threads(i))
             .with(fmt::format("thread {}", thread.tid_inside)));
   }
-  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(first.tid, true)))
-    out.add_pending(siginfo_bytes(info));
 
   TRY(remote->map_arena(first));
+  std::vector<TimerLine> timers =
+      parse_timers(TRY(read_file(sys::proc_path(process.pid, "timers"))));
+  for (int i = 0; i < out.threads_size(); ++i) {
+    FrozenThread& thread = process.threads[static_cast<std::size_t>(i)];
+    if (!timers.empty()) TRY(settle_overruns(process, thread, i == 0, *remote));
+    TRY(describe_pending(thread, i == 0, out, *out.mutable_threads(i)));
+  }
   {
     sys::RemoteBatch batch(*remote);
-    ProcessQuestions questions(batch,
-                               parse_timers(TRY(read_file(sys::proc_path(process.pid, "timers")))));
+    ProcessQuestions questions(batch, std::move(timers));
     TRY(remote->run(first, batch));
     TRY(questions.answer(out));
   }

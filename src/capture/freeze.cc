@@ -454,6 +454,18 @@ std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
   return sleeps;
 }
 
+void FrozenTree::keep_timeouts() {
+  for (FrozenProcess& process : processes_) {
+    for (FrozenThread& thread : process.threads) {
+      if (!thread.asleep_since_ns) continue;
+      Result<sys::RemoteProcess*> memory = remote(process);
+      if (!memory.ok()) continue;  // Gone.
+      if (Result<void> kept = keep_timeout(process, thread, **memory, frozen_at_ns_); !kept.ok())
+        LOG(debug, "timeout of thread {}: {}", thread.tid_inside, kept.error().what());
+    }
+  }
+}
+
 // Preconditions: as unmap_arena's. A program that was killed has none.
 bool FrozenTree::take_back_arenas() {
   bool adrift = false, any = false;
@@ -475,6 +487,7 @@ Result<void> FrozenTree::thaw(std::vector<sys::InterruptedSleep>* sleeps) {
   if (held_ && !complete_) seize_rest();
   bool undone = take_back_arenas();
   if (sleeps != nullptr) *sleeps = interrupted_sleeps();
+  if (undone) keep_timeouts();  // Not of a thread that is still in a batch.
   // The leaders last: one isn't seen to end before all other threads have been.
   std::stable_partition(seized_.begin(), seized_.end(), [&](pid_t tid) {
     return std::none_of(processes_.begin(), processes_.end(),

@@ -126,6 +126,7 @@ class FrozenTree {
   Result<void> unmap_arenas();
   bool take_back_arenas();
   std::vector<sys::InterruptedSleep> interrupted_sleeps();
+  void keep_timeouts();
   FrozenProcess& process_of(pid_t pid, pid_t pid_inside);
 
   TreeRef tree_;

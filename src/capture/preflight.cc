@@ -9,6 +9,7 @@
 #include <linux/sched.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,6 +30,8 @@ namespace {
 
 constexpr std::uint32_t pf_io_worker = 0x00000010;
 constexpr std::uint64_t user_addresses_end = 0x7ffffffff000;  // With four-level page tables.
+constexpr int exec_looks_max = 100;
+constexpr timespec exec_pause{0, 1'000'000};
 constexpr long mqueue_magic = 0x19800202;
 
 class Reasons {
@@ -256,6 +259,18 @@ Result<void> check_security(pid_t pid, pid_t inside, Reasons& reasons) {
   return {};
 }
 
+// In the middle of exec(2) a process has a stack and no more; the vdso comes last.
+Result<std::vector<sys::SmapsEntry>> settled_mappings(pid_t pid) {
+  for (int looks = 1;; ++looks) {
+    std::vector<sys::SmapsEntry> mappings = TRY(sys::read_smaps(pid));
+    const bool settled =
+        std::any_of(mappings.begin(), mappings.end(),
+                    [](const sys::SmapsEntry& entry) { return entry.map.is_special("[vdso]"); });
+    if (settled || looks == exec_looks_max) return mappings;
+    ::nanosleep(&exec_pause, nullptr);
+  }
+}
+
 Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   const pid_t inside = TRY(sys::read_status(pid)).ns_tgid.back();
   unsigned char elf_class = 0;
@@ -275,7 +290,8 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
     if (!checked.ok() && checked.error().sys_errno() != ENOENT) return checked;
   }
   std::uint64_t vdso = 0;
-  for (const sys::SmapsEntry& entry : TRY(sys::read_smaps(pid))) {
+  const std::vector<sys::SmapsEntry> mappings = TRY(settled_mappings(pid));
+  for (const sys::SmapsEntry& entry : mappings) {
     check_mapping(entry, inside, reasons);
     if (entry.map.is_special("[vdso]")) vdso = entry.map.start;
   }

@@ -288,6 +288,7 @@ Result<void> look_at_descriptors(const TreeRef& tree, FrozenTree& frozen,
 }  // namespace
 
 Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
+                                                  std::vector<sys::InterruptedSleep>& sleeps,
                                                   std::uint64_t* kernel_needs) {
   std::vector<std::string> reasons;
   std::uint64_t needs = 0;
@@ -298,11 +299,11 @@ Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
     if (!witness.ok() && witness.error().code() != Errc::tracee_gone)
       return std::move(witness).error();
   }
-  FrozenTree frozen = TRY(freeze(tree));
+  FrozenTree frozen = TRY(freeze(tree, {.measure_sleeps = true, .known_sleeps = sleeps}));
   for (FrozenProcess& process : frozen.processes())
     TRY(look(frozen, process, witnesses, reasons, needs));
   TRY(look_at_descriptors(tree, frozen, reasons));
-  TRY(frozen.thaw());
+  TRY(frozen.thaw(&sleeps));
   if (kernel_needs != nullptr) *kernel_needs = needs;
   return reasons;
 }

@@ -273,14 +273,22 @@ Result<std::shared_ptr<Console::Client>> Console::admit(const api::AttachRequest
   return client;
 }
 
+namespace {
+
+// A client whose own terminal was never told its size says 0: the program keeps the one it has.
+Result<void> set_window(capsule::InitClient& init, const api::WindowSize& window) {
+  if (window.rows() == 0 || window.columns() == 0) return {};
+  return init.set_winsize(static_cast<std::uint16_t>(window.rows()),
+                          static_cast<std::uint16_t>(window.columns()));
+}
+
+}  // namespace
+
 // Makes init send from where the client is, and tells the client where that is.
 Result<void> Console::open_stream(Client& client, const api::AttachRequest::Open& open) {
   return run_command([&, this](capsule::InitClient& init) -> Result<void> {
     const auto attached = TRY(init.attach(open.resume() ? open.out_seq() : capsule::no_value));
-    if (setup_.tty && open.has_window()) {
-      TRY(init.set_winsize(static_cast<std::uint16_t>(open.window().rows()),
-                           static_cast<std::uint16_t>(open.window().columns())));
-    }
+    if (setup_.tty && open.has_window()) TRY(set_window(init, open.window()));
     client.out_next = attached.out_from;
     client.stdin_acked = attached.stdin_next;
     client.open = true;
@@ -318,8 +326,7 @@ bool Console::on_request(Client& client, const api::AttachRequest& request) {
       return true;
     case api::AttachRequest::kWindow:
       post([window = request.window()](capsule::InitClient& init) {
-        return init.set_winsize(static_cast<std::uint16_t>(window.rows()),
-                                static_cast<std::uint16_t>(window.columns()));
+        return set_window(init, window);
       });
       return true;
     case api::AttachRequest::kDetach:

@@ -72,7 +72,11 @@ Result<std::vector<std::string>> check(const NodeEnv& env, const wire::CheckOrde
   capsule::Shell shell = TRY(capsule::Shell::open(env, CapsuleId{order.capsule()}));
   std::vector<std::string> reasons = TRY(capture::preflight(TRY(tree_of(shell))));
   if (!reasons.empty()) return reasons;  // What can't be described can't be checked further.
-  if (order.inside()) reasons = TRY(capture::preflight_inside(TRY(tree_of(shell)), &kernel_needs));
+  if (order.inside()) {
+    std::vector<sys::InterruptedSleep> sleeps = noted_sleeps(env, CapsuleId{order.capsule()});
+    reasons = TRY(capture::preflight_inside(TRY(tree_of(shell)), sleeps, &kernel_needs));
+    note_sleeps(env, CapsuleId{order.capsule()}, sleeps);
+  }
   capture::LiveDescription live = TRY(capture::describe_live(TRY(tree_of(shell))));
   std::string root = fmt::format("/proc/{}/root", shell.init_pid());
   CapsuleFiles files(root);

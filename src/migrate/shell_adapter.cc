@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include "base/io.h"
+#include "base/log.h"
 
 namespace godwit::migrate {
 
@@ -17,6 +18,26 @@ Result<capture::TreeRef> tree_of(capsule::Shell& shell) {
   tree.stdio.device = stdio.info.device;
   for (std::size_t i = 0; i < 3; ++i) tree.stdio.inode[i] = stdio.info.inode[i];
   return tree;
+}
+
+namespace {
+
+std::string sleeps_path(const NodeEnv& env, const CapsuleId& id) {
+  return env.capsule_run_dir(id) + "/sleeps";
+}
+
+}  // namespace
+
+std::vector<sys::InterruptedSleep> noted_sleeps(const NodeEnv& env, const CapsuleId& id) {
+  Result<std::string> noted = read_file(sleeps_path(env, id));
+  if (!noted.ok()) return {};  // Never moved, never stopped.
+  return sys::interrupted_sleeps_from_text(*noted);
+}
+
+void note_sleeps(const NodeEnv& env, const CapsuleId& id,
+                 std::span<const sys::InterruptedSleep> sleeps) {
+  Result<void> noted = replace_file(sleeps_path(env, id), sys::to_text(sleeps), false);
+  if (!noted.ok()) LOG(warn, "sleeps of {}: {}", id, noted.error().what());
 }
 
 Result<restore::SkeletonSource::Forked> ShellAdapter::fork_skeleton(pid_t pid) {

@@ -2,22 +2,27 @@
 // here.
 #pragma once
 
+#include <span>
 #include <string>
+#include <vector>
 
+#include "base/node_env.h"
 #include "capsule/shell.h"
 #include "capture/freeze.h"
 #include "restore/skeleton_source.h"
+#include "sys/interrupted_sleep.h"
 
 namespace godwit::migrate {
 
 // The shell's tree as capture wants to see it.
 Result<capture::TreeRef> tree_of(capsule::Shell& shell);
 
-// Where the worker that brings a capsule notes its sleeps, for the one that takes it away
-// (sys/interrupted_sleep.h).
-inline std::string sleeps_path(const NodeEnv& env, const CapsuleId& id) {
-  return env.capsule_run_dir(id) + "/sleeps";
-}
+// Whoever lets a capsule's program go on notes the sleeps that it interrupted, for the worker that
+// stops it next (sys/interrupted_sleep.h). What isn't noted begins anew, which is no reason to
+// fail.
+std::vector<sys::InterruptedSleep> noted_sleeps(const NodeEnv& env, const CapsuleId& id);
+void note_sleeps(const NodeEnv& env, const CapsuleId& id,
+                 std::span<const sys::InterruptedSleep> sleeps);
 
 class ShellAdapter : public restore::SkeletonSource {
  public:

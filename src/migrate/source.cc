@@ -28,6 +28,7 @@
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
 #include "sys/cpuid.h"
+#include "sys/exec_watch.h"
 #include "sys/kernel_features.h"
 #include "sys/namespaces.h"
 #include "sys/proc.h"
@@ -95,6 +96,7 @@ class Source {
   Result<void> survey(image::Capsule& image, const PidMap& node_pids);
   Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
   Result<void> follow_changes();
+  Result<void> check_not_executed() const;
   Result<void> compare_clocks();
   Result<void> drop_unknown_registers(const capture::FrozenTree& tree, image::Capsule& final) const;
   static std::vector<memory::RoundOptions::Range> touched_at_once(const image::Capsule& image);
@@ -125,6 +127,7 @@ class Source {
   memory::SourceMemory memory_;
   memory::Tracking tracking_;
   std::vector<sys::InterruptedSleep> sleeps_;
+  std::vector<sys::ExecWatch> watches_;
   image::Capsule prepared_;             // What the target has built so far.
   std::set<std::uint32_t> sent_files_;  // Private files whose present content the target has.
   std::uint64_t next_round_ = 0;
@@ -148,6 +151,9 @@ wire::Report Source::run() {
     return release();
   };
   Result<void> outcome = all();
+  // Whatever a round stumbled over, this is why.
+  if (!outcome.ok() && !given_up_)
+    if (Result<void> same = check_not_executed(); !same.ok()) outcome = std::move(same);
   if (outcome.ok())
     reporter_.report().set_outcome(wire::Report::MOVED);
   else
@@ -197,8 +203,7 @@ Result<void> Source::open() {
   std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());
   identity_.emplace(root, std::move(shared));
   files_.emplace(root);
-  if (Result<std::string> noted = read_file(sleeps_path(env_, id_)); noted.ok())
-    sleeps_ = sys::interrupted_sleeps_from_text(*noted);
+  sleeps_ = noted_sleeps(env_, id_);
   // From here our death is somebody's business: the record says who we are.
   RecordContent record;
   record.state = static_cast<std::uint32_t>(SourceState::attempting);
@@ -212,7 +217,8 @@ Result<void> Source::open() {
 
 Result<void> Source::preflight() {
   std::vector<std::string> reasons = TRY(capture::preflight(*tree_));
-  if (reasons.empty()) reasons = TRY(capture::preflight_inside(*tree_, &kernel_needs_));
+  if (reasons.empty())
+    reasons = TRY(capture::preflight_inside(*tree_, sleeps_, &kernel_needs_));
   if (!reasons.empty()) return refused(reasons);
   return {};
 }
@@ -320,6 +326,19 @@ Result<void> Source::survey(image::Capsule& image, const PidMap& node_pids) {
   return add_spaces(image, node_pids);
 }
 
+// What was sent is of the old program, in memory that looks like the new one's.
+Result<void> Source::check_not_executed() const {
+  for (const sys::ExecWatch& watch : watches_) {
+    if (!watch.executed()) continue;
+    Result<sys::ProcStatus> status = sys::read_status(watch.pid());
+    if (!status.ok() || status->state == 'Z') continue;  // It has ended: that is another reason.
+    return make_error(Errc::refused,
+                      "process {} has executed another program ({}) meanwhile: try again",
+                      status->ns_tgid.back(), status->name);
+  }
+  return {};
+}
+
 // The target's mappings and files follow those of the running program.
 Result<void> Source::follow_changes() {
   for (int attempt = 1;; ++attempt) {
@@ -364,6 +383,9 @@ Result<void> Source::compare_clocks() {
 
 Result<void> Source::prepare() {
   reporter_.phase("prepare");
+  for (pid_t pid : TRY(shell_->tree().pids())) {
+    watches_.push_back(TRY(sys::ExecWatch::open(pid)));
+  }
   TRY(compare_clocks());
   return follow_changes();
 }
@@ -378,6 +400,7 @@ Result<void> Source::arm() {
     for (capture::FrozenProcess& process : tree.processes())
       uffds[process.pid] = TRY(capture::make_userfaultfd(tree, process));
     TRY(tree.thaw(&sleeps_));
+    note_sleeps(env_, id_, sleeps_);  // For the next attempt, if this one fails.
   }
   tracking_ = TRY(memory_.arm([&](pid_t pid) -> Result<UniqueFd> {
     auto made = uffds.find(pid);
@@ -470,6 +493,7 @@ Result<void> Source::move(const RoundDecision&) {
   frozen_at_us_ = monotonic_us();
   capture::FrozenTree tree = TRY(capture::freeze(
       *tree_, {.measure_sleeps = true, .known_sleeps = sleeps_, .leave_vdso = leave_vdso_}));
+  TRY(check_not_executed());
   // From here no page of the tree can change. Every early return thaws, until the capsule is given
   // up: then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {

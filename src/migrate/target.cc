@@ -362,10 +362,7 @@ Result<void> Target::on_grant(Epoch epoch) {
   TRY(shell_->gate(true));
   TRY(shell_->announce());
   TRY(shell_->init().relay_go());
-  // Without the note the next move lets these sleeps begin anew: no reason to fail this one.
-  Result<void> noted =
-      replace_file(sleeps_path(env_, id_), sys::to_text(restorer_->sleeps()), false);
-  if (!noted.ok()) LOG(warn, "sleeps of {}: {}", id_, noted.error().what());
+  note_sleeps(env_, id_, restorer_->sleeps());
   return {};
 }
 

@@ -12,7 +12,9 @@
 #include <time.h>
 
 #include <algorithm>
+#include <cstring>
 
+#include "base/clock.h"
 #include "base/io.h"
 
 namespace godwit::restore {
@@ -177,8 +179,34 @@ Result<void> create_timers(Skeleton& skeleton,
   return skeleton.run(b);
 }
 
+// How often a timer has expired without the program having been told, by the signals in its queues.
+std::int64_t untold_expiries(const image::Process& process, const image::PosixTimer& timer) {
+  std::int64_t count = 0;
+  auto look = [&](const std::string& pending) {
+    if (timer_behind(process, pending) != &timer) return;
+    siginfo_t info;
+    std::memcpy(&info, pending.data(), sizeof info);
+    count += 1 + std::max(0, info.si_overrun);
+  };
+  for (const std::string& info : process.pending()) look(info);
+  for (const image::Thread& t : process.threads())
+    for (const std::string& info : t.pending()) look(info);
+  return count;
+}
+
+// When the first of these expiries was, by the timer's clock as the program sees it.
+std::int64_t first_untold_ns(const image::PosixTimer& t, const image::Clocks& clocks,
+                             std::int64_t frozen_ns, std::int64_t count) {
+  // This node's time of day; the other clocks go on from the image's.
+  const std::int64_t frozen_at = t.clock() == CLOCK_REALTIME   ? realtime_ns() - frozen_ns
+                                 : t.clock() == CLOCK_BOOTTIME ? clocks.boottime_ns()
+                                                               : clocks.monotonic_ns();
+  return std::max<std::int64_t>(1, frozen_at + t.value_ns() - count * t.interval_ns());
+}
+
 Result<void> restore_posix_timers(Skeleton& skeleton, const image::Process& process,
-                                  std::int64_t frozen_ns, Notes& notes) {
+                                  const image::Clocks& clocks, std::int64_t frozen_ns,
+                                  Notes& notes) {
   if (process.posix_timers_size() == 0) return {};
   std::vector<const image::PosixTimer*> timers;
   for (const image::PosixTimer& t : process.posix_timers()) timers.push_back(&t);
@@ -197,10 +225,13 @@ Result<void> restore_posix_timers(Skeleton& skeleton, const image::Process& proc
     bool cpu_time = t->clock() < 0 || t->clock() == CLOCK_PROCESS_CPUTIME_ID ||
                     t->clock() == CLOCK_THREAD_CPUTIME_ID;
     std::int64_t value_ns = left_ns(t->value_ns(), frozen_ns, cpu_time);
+    const std::int64_t untold = untold_expiries(process, *t);
+    if (untold > 0) value_ns = first_untold_ns(*t, clocks, frozen_ns, untold);
     itimerspec spec{{t->interval_ns() / second_ns, t->interval_ns() % second_ns},
                     {value_ns / second_ns, value_ns % second_ns}};
     b.about(fmt::format("POSIX timer {}", t->id()));
-    b.call(SYS_timer_settime, "timer_settime", {u(t->id()), 0, b.put_value(spec), 0});
+    const std::uint64_t how = untold > 0 ? std::uint64_t{TIMER_ABSTIME} : 0;
+    b.call(SYS_timer_settime, "timer_settime", {u(t->id()), how, b.put_value(spec), 0});
   }
   return skeleton.run(b);
 }
@@ -243,9 +274,10 @@ Result<void> register_membarrier(Skeleton& skeleton, std::uint32_t want, std::ui
 }
 
 Result<void> restore_process(Skeleton& skeleton, const image::Process& process,
-                             const OpenFiles& files, std::int64_t frozen_ns, Notes& notes) {
+                             const image::Clocks& clocks, const OpenFiles& files,
+                             std::int64_t frozen_ns, Notes& notes) {
   TRY(restore_mm(skeleton, process, files));
-  TRY(restore_posix_timers(skeleton, process, frozen_ns, notes));
+  TRY(restore_posix_timers(skeleton, process, clocks, frozen_ns, notes));
   Batch b = skeleton.batch();
   add_directories(b, process);
   add_handlers(b, process);
@@ -272,6 +304,7 @@ Result<void> restore_process(Skeleton& skeleton, const image::Process& process,
 
 void add_shared_pending(Batch& b, const image::Process& process) {
   for (const std::string& info : process.pending()) {
+    if (timer_behind(process, info) != nullptr) continue;
     std::int32_t signal = 0;
     std::memcpy(&signal, info.data(), sizeof signal);
     b.call(SYS_rt_sigqueueinfo, "rt_sigqueueinfo",

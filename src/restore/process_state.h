@@ -16,10 +16,11 @@ Result<void> join_session(Skeleton& skeleton, const image::Process& process);
 Result<void> register_membarrier(Skeleton& skeleton, std::uint32_t want, std::uint32_t& done);
 
 // argv, environment, brk, auxv, /proc/self/exe; cwd, root, umask; handlers; flags of the process.
-// Needs threads to exist (timers name them). `frozen_ns`: how long ago times in the image were
-// read.
+// Needs threads to exist (timers name them). `clocks`: when the image's times were read;
+// `frozen_ns`: how long ago that is.
 Result<void> restore_process(Skeleton& skeleton, const image::Process& process,
-                             const OpenFiles& files, std::int64_t frozen_ns, Notes& notes);
+                             const image::Clocks& clocks, const OpenFiles& files,
+                             std::int64_t frozen_ns, Notes& notes);
 
 // Into the leader's last batch, around its own state: before and after its credentials.
 void add_shared_pending(Batch& batch, const image::Process& process);

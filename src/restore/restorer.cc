@@ -258,7 +258,7 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   TRY(m.files.open_all(final, frozen_ns));
   TRY(m.files.install(skeleton, p, final));
   TRY(register_membarrier(skeleton, p.membarrier(), m.process->membarrier_done));
-  TRY(restore_process(skeleton, p, m.files, frozen_ns, m.notes));
+  TRY(restore_process(skeleton, p, final.clocks(), m.files, frozen_ns, m.notes));
   TRY(m.process->memory.apply_locks(p.mm()));
   TRY(write_proc_files(skeleton.node_pid(), p, m.notes));
   TRY(skeleton.close_channel());

@@ -5,10 +5,13 @@
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #include <algorithm>
+#include <cstring>
 
 namespace godwit::restore {
 namespace {
@@ -151,8 +154,24 @@ Result<void> add_thread_state(Batch& b, const ThreadContext& c, Notes& notes) {
   return add_seccomp(b, c);
 }
 
+const image::PosixTimer* timer_behind(const image::Process& process, const std::string& siginfo) {
+  siginfo_t info;
+  if (siginfo.size() != sizeof info) return nullptr;
+  std::memcpy(&info, siginfo.data(), sizeof info);
+  if (info.si_code != SI_TIMER) return nullptr;
+  for (const image::PosixTimer& t : process.posix_timers()) {
+    const bool wall_clock =
+        t.clock() == CLOCK_REALTIME || t.clock() == CLOCK_MONOTONIC || t.clock() == CLOCK_BOOTTIME;
+    if (t.id() == info.si_timerid && t.signal() == info.si_signo && t.interval_ns() > 0 &&
+        t.value_ns() > 0 && wall_clock)
+      return &t;
+  }
+  return nullptr;
+}
+
 void add_pending_signals(Batch& b, const ThreadContext& c) {
   for (const std::string& info : c.thread.pending()) {
+    if (timer_behind(c.process, info) != nullptr) continue;
     std::int32_t signal = 0;
     std::memcpy(&signal, info.data(), sizeof signal);
     b.call(

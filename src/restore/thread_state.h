@@ -29,6 +29,11 @@ struct ThreadContext {
 };
 
 Result<void> add_thread_state(Batch& batch, const ThreadContext& context, Notes& notes);
+// A signal of a periodic timer that the program hasn't taken yet isn't queued again: the timer is
+// armed as of its first expiry that wasn't seen, fires at once, and counts from there. The answer
+// is that timer, or null for every other signal.
+const image::PosixTimer* timer_behind(const image::Process& process, const std::string& siginfo);
+
 void add_pending_signals(Batch& batch, const ThreadContext& context);
 Result<void> add_credentials(Batch& batch, const ThreadContext& context);
 

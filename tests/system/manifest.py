@@ -11,7 +11,7 @@ import tomllib
 
 TRACEES = pathlib.Path(__file__).resolve().parent.parent / "tracees"
 LIMIT_S = 120
-KEYS = {"refused", "kept_or_refused", "root", "static", "shared_dir", "terminal", "stdin", "stdout",
+KEYS = {"refused", "kept_or_refused", "retry", "root", "static", "shared_dir", "terminal", "stdin", "stdout",
         "stderr", "args", "runs", "limit_s", "compile", "link"}
 
 
@@ -34,6 +34,7 @@ class Case:
     args: tuple
     refused: str | None          # Regular expression that the reason must match.
     may_be_refused: bool
+    retry: str | None            # Regular expression of reasons after which the move is asked for again.
     root: bool
     in_shared_dir: bool
     terminal: bool
@@ -70,7 +71,8 @@ def cases_of(folder, name, entry):
     runs = entry.get("runs", {"": entry.get("args", [])})
     plain = Case(name=name, folder=folder, program=name, args=(),
                  refused=entry.get("refused", entry.get("kept_or_refused")),
-                 may_be_refused="kept_or_refused" in entry, root=entry.get("root", False),
+                 may_be_refused="kept_or_refused" in entry,
+                 retry=entry.get("retry"), root=entry.get("root", False),
                  in_shared_dir=False, terminal=entry.get("terminal", False),
                  lines=frozenset(s for s in ("stdin", "stdout", "stderr") if s in entry),
                  limit_s=entry.get("limit_s", LIMIT_S))

@@ -8,6 +8,7 @@ import pty
 import queue
 import re
 import subprocess
+import termios
 import threading
 import time
 
@@ -39,6 +40,7 @@ class Program:
         ids = {} if uid == os.geteuid() else {"user": uid, "group": uid, "extra_groups": []}
         if terminal:
             self._terminal_fd, inner = pty.openpty()
+            termios.tcsetwinsize(inner, (50, 132))
             os.fchmod(inner, 0o666)
             self._process = subprocess.Popen(
                 argv, env=env, cwd="/", stdin=inner, stdout=inner, stderr=inner,

@@ -29,6 +29,7 @@ MODES = ("stop", "precopy", "postcopy", "hybrid")
 NOBODY = 65534
 REST_S = 0.3
 PS_TRIES_MAX = 20
+MOVE_TRIES_MAX = 20
 
 
 class Run:
@@ -53,6 +54,8 @@ class Run:
         name = f"t{os.getpid()}-{self.uid}-{'-'.join(m[:2] for m in modes)}"
         with contextlib.ExitStack() as undo:
             argv = [cluster.godwit, "run", "--name", name, "--node", self.first]
+            if self.case.terminal:
+                argv.append("--tty")
             if self.case.in_shared_dir:
                 directory = tempfile.mkdtemp(prefix="tracee-", dir=cluster.shared_dir())
                 undo.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -83,9 +86,7 @@ class Run:
             source, target = self.first, self.second
             if index % 2 == 1:
                 source, target = target, source
-            result = cluster.run("migrate", name, target, "--mode", mode, "--json", uid=self.uid)
-            self.events.append(f"  migrate {target} --mode {mode}: status {result.status} "
-                               f"{result.text()}")
+            result = self.ask_to_move(cluster, name, target, mode)
             if result.status == 0:
                 self.expect_at(cluster, name, target)
                 continue
@@ -94,6 +95,16 @@ class Run:
                 self.expect_at(cluster, name, source)
                 return
             raise Failed(f"migrate to {target} in mode {mode} failed: {result.text()}")
+
+    def ask_to_move(self, cluster, name, target, mode):
+        for _ in range(MOVE_TRIES_MAX):
+            result = cluster.run("migrate", name, target, "--mode", mode, "--json", uid=self.uid)
+            self.events.append(f"  migrate {target} --mode {mode}: status {result.status} "
+                               f"{summary(result)}")
+            if result.status == 0 or not (self.case.retry and
+                                          re.search(self.case.retry, result.text())):
+                break
+        return result
 
     def expect_refusal(self, cluster, name):
         for command in (("can-migrate", name, self.second),
@@ -117,6 +128,17 @@ class Run:
                 break
         if [(row["node"], row["state"]) for row in mine] != [(node, "running")]:
             raise Failed(f"expected {name} running on {node}, ps shows {mine}")
+
+
+def summary(result):
+    """Of what `migrate --json` printed: one line, with the phases; or what it printed instead."""
+    try:
+        report = json.loads(result.stdout)
+        phases = " ".join(f"{p['name'].replace(' ', '_')}={p['us']}" for p in report["phases"])
+        return (f"{report['outcome']} ({report['reason']}), downtime {report['downtime_us']} us, "
+                f"total {report['total_us']} us: {phases} {result.stderr.strip()}")
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return result.text()
 
 
 @contextlib.contextmanager

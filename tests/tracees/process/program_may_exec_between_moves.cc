@@ -1,10 +1,10 @@
-// The program replaces itself by exec again and again while it is moved, also in the middle of a
-// round: same pid, same descriptors, other memory. Each incarnation tells the next how many there
-// were, by its arguments and by a file.
+// The program replaces itself by exec again and again: same pid, same descriptors, other memory. A
+// move in whose middle it does so fails and leaves it where it is; the next one moves what it is
+// then. Each incarnation tells the next how many there were, by its arguments and by a file.
 #include "tracee.h"
 using namespace tracee;
 
-constexpr int64_t life_us = 150'000;
+constexpr int64_t life_us = 500'000;
 
 int main(int argc, char** argv) {
   long count = 0;
@@ -14,8 +14,8 @@ int main(int argc, char** argv) {
     path = argv[2];
   } else {
     const char* base = getenv("TMPDIR");
-    path = std::string(base != nullptr ? base : "/tmp") + "/tracee-exec-" +
-           std::to_string(getpid());
+    path =
+        std::string(base != nullptr ? base : "/tmp") + "/tracee-exec-" + std::to_string(getpid());
     int fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600);
     need(fd >= 0 && dup2(fd, 30) == 30, "open(%s)", path.c_str());
     close(fd);
