@@ -414,6 +414,11 @@ Result<void> InitClient::drop_fds(const std::string& tag) {
   return {};
 }
 
+Result<void> InitClient::set_hostname(const std::string& name) {
+  TRY(request(Message::hostname, 0, 0, as_bytes(name)));
+  return {};
+}
+
 Result<void> InitClient::shutdown() {
   TRY(request(Message::shutdown));
   return {};

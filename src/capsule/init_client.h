@@ -109,6 +109,7 @@ class InitClient {
   Result<void> hold_fds(const std::string& tag, std::span<const int> fds);
   Result<std::vector<UniqueFd>> fetch_fds(const std::string& tag);
   Result<void> drop_fds(const std::string& tag);
+  Result<void> set_hostname(const std::string& name);
   Result<void> shutdown();
 
   // timeout_ms 0: only what is there; -1: waits for ever. Errc::peer_lost when init is gone.

@@ -50,6 +50,7 @@ enum class Message : std::uint32_t {
   read_log =
       18,  // a: from. -> a: number of the first byte given, b: stream; payload, empty at the end.
   shutdown = 19,  // Everything in the capsule is killed, init ends.
+  hostname = 20,  // payload: the name. Of a shell that was made before its capsule was known.
 
   // Streams: no answer.
   stdin_data = 100,  // a: number of the first byte; payload. Only from the attached client.

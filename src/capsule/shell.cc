@@ -1,10 +1,10 @@
 // Making and removing capsules' shells.
 //
-// Order, and why a crash at any point leaves nothing that can't be removed: the run directory is
-// made first and removed last, so a shell of which anything exists is listed there; every other
-// name (groups, link, directories) follows from the id. Processes are found by their control
-// groups, which the starter of init enters before it does anything else; when `destroy` has removed
-// the groups, a starter that was late fails to enter them.
+// Order, and why a crash at any point leaves nothing that can't be removed: the run directory with
+// the shell's serial is made first and removed last, so a shell of which anything exists is listed
+// there; every other name (groups, link, directories) follows from the serial. Processes are found
+// by their control groups, which the starter of init enters before it does anything else; when
+// `destroy` has removed the groups, a starter that was late fails to enter them.
 #include "capsule/shell.h"
 
 #include <fcntl.h>
@@ -16,17 +16,21 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <set>
 #include <string_view>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/log.h"
 
 namespace godwit::capsule {
 namespace {
 
 constexpr int start_ms_max = 60'000;
 constexpr mode_t private_mode = 0700;
+constexpr std::string_view spare_prefix = "spare-", retired_prefix = "retired-";
+constexpr std::size_t serial_bytes = 6;  // As text they fit into the name of a link.
 
 // Capsule ids become names of files, groups and links.
 Result<void> check_id(const CapsuleId& id) {
@@ -52,6 +56,12 @@ Result<void> remove_path(const std::string& path) {
   std::filesystem::remove_all(path, error);
   if (error) return os_error(fmt::format("remove {}", path), error.value());
   return {};
+}
+
+// In a directory that nobody else writes to; a reader finds it whole or its shell unfinished.
+Result<void> write_new(const std::string& path, std::string_view data) {
+  UniqueFd fd = TRY(open_fd(path, O_WRONLY | O_CREAT | O_EXCL, 0600));
+  return write_full(fd.get(), as_bytes(data));
 }
 
 bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
@@ -140,12 +150,28 @@ std::string Shell::socket_path(const NodeEnv& env, const CapsuleId& id) {
   return env.capsule_run_dir(id) + "/init.sock";
 }
 
-std::string Shell::cgroup_name(const NodeEnv& env, const CapsuleId& id) {
-  return fmt::format("{}/{}", env.cgroup_base, id);
+Result<std::string> Shell::serial_of(const NodeEnv& env, const CapsuleId& id) {
+  TRY(check_id(id));
+  Result<std::string> serial = read_file(env.capsule_run_dir(id) + "/serial");
+  // Empty: its maker died before it made anything.
+  if (serial.ok() ? serial->empty() : serial.error().sys_errno() == ENOENT)
+    return make_error(Errc::not_found, "no shell {} on this node", id);
+  if (serial.ok()) TRY(check_id(CapsuleId{*serial}).with("serial"));
+  return serial;
 }
 
+Result<std::string> Shell::cgroup_name(const NodeEnv& env, const CapsuleId& id) {
+  return fmt::format("{}/{}", env.cgroup_base, TRY(serial_of(env, id)));
+}
+
+bool Shell::is_spare(const CapsuleId& id) { return id.value.starts_with(spare_prefix); }
+bool Shell::is_retired(const CapsuleId& id) { return id.value.starts_with(retired_prefix); }
+
 Shell::Shell(NodeEnv env, CapsuleId id, image::CapsuleSpec spec)
-    : env_(std::move(env)), id_(std::move(id)), spec_(std::move(spec)) {}
+    : env_(std::move(env)),
+      id_(std::move(id)),
+      serial_(random_hex(serial_bytes)),
+      spec_(std::move(spec)) {}
 Shell::Shell(Shell&&) noexcept = default;
 Shell& Shell::operator=(Shell&&) noexcept = default;
 Shell::~Shell() = default;
@@ -157,12 +183,8 @@ Result<Shell> Shell::create(const NodeEnv& env, const image::CapsuleSpec& spec) 
     return make_error(Errc::refused, "capsule {} exists on this node already", id);
   Shell shell(env, id, spec);
   auto make = [&]() -> Result<void> {
-    TRY(shell.make_directories().with("directories"));
-    TRY(shell.make_groups().with("control groups"));
-    TRY(shell.start_init().with("start init"));
-    TRY(shell.connect_init().with("connect to init"));
-    TRY(shell.make_network().with("network"));
-    return {};
+    TRY(shell.make());
+    return shell.settle();
   };
   Result<void> made = make();
   if (made.ok()) return shell;
@@ -170,6 +192,59 @@ Result<Shell> Shell::create(const NodeEnv& env, const image::CapsuleSpec& spec) 
   Result<void> undone = shell.destroy();
   if (!undone.ok()) phrase += fmt::format(" (and removing it failed: {})", undone.error().what());
   return std::move(made).error().with(phrase);
+}
+
+Result<Shell> Shell::create(const NodeEnv& env, const image::CapsuleSpec& spec,
+                            const CapsuleId& spare) {
+  if (spare.value.empty()) return create(env, spec);
+  CapsuleId id{spec.id()};
+  TRY(check_id(id));
+  Shell shell(env, id, spec);
+  Result<void> taken = shell.take_over(spare);
+  if (taken.ok()) return shell;
+  LOG(warn, "spare shell {}: {}", spare, taken.error().what());
+  shell.arp_.reset();
+  shell.init_.reset();
+  TRY(destroy(env, spare));
+  return create(env, spec);
+}
+
+Result<CapsuleId> Shell::make_spare(const NodeEnv& env) {
+  Shell shell(env, CapsuleId{}, image::CapsuleSpec());
+  shell.id_.value = fmt::format("{}{}", spare_prefix, shell.serial_);
+  Result<void> made = shell.make();
+  if (made.ok()) return shell.id_;
+  std::string phrase = "make a spare shell";
+  Result<void> undone = shell.destroy();
+  if (!undone.ok()) phrase += fmt::format(" (and removing it failed: {})", undone.error().what());
+  return std::move(made).error().with(phrase);
+}
+
+// The name last: until then it is the spare, and whoever finds it removes it as such.
+Result<void> Shell::take_over(const CapsuleId& spare) {
+  serial_ = TRY(serial_of(env_, spare));
+  init_ = std::make_unique<InitClient>(TRY(InitClient::connect(socket_path(env_, spare))));
+  TRY(open_groups());
+  TRY(init_->set_hostname(spec_.hostname().empty() ? spec_.name() : spec_.hostname()));
+  std::string folder = env_.capsule_run_dir(spare);
+  TRY(write_new(folder + "/spec.pb", spec_.SerializeAsString()));
+  TRY(settle());
+  if (::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, env_.capsule_run_dir(id_).c_str(),
+                  RENAME_NOREPLACE) != 0)
+    return os_error(fmt::format("rename({}, {})", folder, id_));
+  return {};
+}
+
+Result<CapsuleId> Shell::retire() {
+  TRY(tree_->kill_all());
+  TRY(gate(false));
+  CapsuleId rest{fmt::format("{}{}", retired_prefix, serial_)};
+  if (::rename(env_.capsule_run_dir(id_).c_str(), env_.capsule_run_dir(rest).c_str()) != 0)
+    return os_error(fmt::format("rename({}, {})", id_, rest));
+  arp_.reset();
+  init_.reset();
+  id_ = rest;
+  return rest;
 }
 
 Result<Shell> Shell::open(const NodeEnv& env, const CapsuleId& id) {
@@ -181,14 +256,32 @@ Result<Shell> Shell::open(const NodeEnv& env, const CapsuleId& id) {
   if (!spec.ParseFromString(TRY(read_file(folder + "/spec.pb"))))
     return make_error(Errc::invalid, "{}/spec.pb isn't a capsule's", folder);
   Shell shell(env, id, std::move(spec));
-  std::string name = cgroup_name(env, id);
   std::string phrase = fmt::format("open capsule {}", id);
-  shell.group_ = TRY(sys::CgroupGroup::open(name).with(phrase));
-  shell.tree_ = TRY(sys::CgroupGroup::open(name + "/tree").with(phrase));
-  shell.freezer_path_ = TRY(shell.tree_->freezer_path().with(phrase));
+  shell.serial_ = TRY(serial_of(env, id).with(phrase));
+  TRY(shell.open_groups().with(phrase));
   TRY(shell.connect_init().with(phrase));
   TRY(shell.open_network().with(phrase));
   return shell;
+}
+
+Result<void> Shell::open_groups() {
+  group_ = TRY(sys::CgroupGroup::open(fmt::format("{}/{}", env_.cgroup_base, serial_)));
+  tree_ = TRY(group_->child("tree"));
+  freezer_path_ = TRY(tree_->freezer_path());
+  return {};
+}
+
+Result<void> Shell::make() {
+  TRY(make_directories().with("directories"));
+  TRY(make_groups().with("control groups"));
+  TRY(start_init().with("start init"));
+  TRY(connect_init().with("connect to init"));
+  return make_link().with("network");
+}
+
+Result<void> Shell::settle() {
+  if (spec_.cpus() > 0) TRY(tree_->set_cpu_quota(spec_.cpus()).with("control groups"));
+  return settle_network().with("network");
 }
 
 Result<void> Shell::make_directories() {
@@ -197,24 +290,21 @@ Result<void> Shell::make_directories() {
   // Not EEXIST-tolerant: of two that make the same capsule at the same time one must lose here.
   if (::mkdir(run_dir.c_str(), private_mode) != 0)
     return os_error(fmt::format("mkdir({})", run_dir));
-  // Left from before a reboot, when this capsule was here once: nobody's.
-  TRY(remove_path(env_.capsule_state_dir(id_)));
-  std::string tmp = env_.capsule_state_dir(id_) + "/tmp";
-  TRY(make_path(env_.capsule_state_dir(id_), private_mode));
+  TRY(write_new(run_dir + "/serial", serial_));
+  std::string tmp = state_dir() + "/tmp";
+  TRY(make_path(state_dir(), private_mode));
   if (::mkdir(tmp.c_str(), 01777) != 0) return os_error(fmt::format("mkdir({})", tmp));
   // mkdir obeys the umask.
   if (::chmod(tmp.c_str(), 01777) != 0) return os_error(fmt::format("chmod({})", tmp));
-  return replace_file(run_dir + "/spec.pb", spec_.SerializeAsString(), false);
+  if (is_spare(id_)) return {};
+  return write_new(run_dir + "/spec.pb", spec_.SerializeAsString());
 }
 
 Result<void> Shell::make_groups() {
-  std::string name = cgroup_name(env_, id_);
+  std::string name = fmt::format("{}/{}", env_.cgroup_base, serial_);
   TRY(sys::CgroupGroup::create(name + "/init"));
-  tree_ = TRY(sys::CgroupGroup::create(name + "/tree"));
-  group_ = TRY(sys::CgroupGroup::open(name));
-  freezer_path_ = TRY(tree_->freezer_path());
-  if (spec_.cpus() > 0) TRY(tree_->set_cpu_quota(spec_.cpus()));
-  return {};
+  TRY(sys::CgroupGroup::create(name + "/tree"));
+  return open_groups();
 }
 
 Result<void> Shell::start_init() {
@@ -222,12 +312,12 @@ Result<void> Shell::start_init() {
       env_.libexec_dir + "/godwit-init",
       "--start",
       "--run-dir=" + env_.capsule_run_dir(id_),
-      "--tmp-dir=" + env_.capsule_state_dir(id_) + "/tmp",
+      "--tmp-dir=" + state_dir() + "/tmp",
       "--hostname=" + (spec_.hostname().empty() ? spec_.name() : spec_.hostname()),
       "--hide=" + env_.run_dir,
       "--hide=" + env_.state_dir,
   };
-  sys::CgroupGroup init = TRY(sys::CgroupGroup::open(cgroup_name(env_, id_) + "/init"));
+  sys::CgroupGroup init = TRY(group_->child("init"));
   for (const sys::CgroupGroup::Place& place : tree_->places())
     arguments.push_back(fmt::format("--tree-{}={}", kind_of(place), place.path));
   for (const sys::CgroupGroup::Place& place : init.places())
@@ -259,19 +349,57 @@ Result<void> Shell::connect_init() {
 Result<void> Shell::destroy(const NodeEnv& env, const CapsuleId& id) {
   TRY(check_id(id));
   std::string phrase = fmt::format("destroy capsule {}", id);
+  Result<std::string> serial = serial_of(env, id);
+  if (serial.ok()) TRY(destroy_what_serial_names(env, *serial).with(phrase));
+  if (!serial.ok() && serial.error().code() != Errc::not_found)
+    return std::move(serial).error().with(phrase);
+  return remove_path(env.capsule_run_dir(id)).with(phrase);
+}
+
+Result<void> Shell::destroy_what_serial_names(const NodeEnv& env, const std::string& serial) {
+  std::string group = fmt::format("{}/{}", env.cgroup_base, serial);
   // The tree before init: init may hold the userfaultfds of pages that are still missing, and with
   // its end they would read as zeros.
-  Result<sys::CgroupGroup> tree = sys::CgroupGroup::open(cgroup_name(env, id) + "/tree");
-  if (tree.ok()) TRY(tree->kill_all().with(phrase));
-  TRY(sys::CgroupGroup::remove(cgroup_name(env, id)).with(phrase));
+  Result<sys::CgroupGroup> tree = sys::CgroupGroup::open(group + "/tree");
+  if (tree.ok()) TRY(tree->kill_all());
+  TRY(sys::CgroupGroup::remove(group));
   // With its last process the network namespace goes, and the pair with it, but at some time; the
   // name must be free when we return.
-  sys::Netlink node = TRY(sys::Netlink::open().with(phrase));
-  Result<void> deleted = node.delete_link(link_name(id));
-  if (!deleted.ok() && deleted.error().code() != Errc::not_found)
-    return std::move(deleted).with(phrase);
-  TRY(remove_path(env.capsule_state_dir(id)).with(phrase));
-  return remove_path(env.capsule_run_dir(id)).with(phrase);
+  sys::Netlink node = TRY(sys::Netlink::open());
+  Result<void> deleted = node.delete_link(link_name_of(serial));
+  if (!deleted.ok() && deleted.error().code() != Errc::not_found) return deleted;
+  return remove_path(env.shell_state_dir(serial));
+}
+
+// After a reboot the run directory is empty, what was kept on disk isn't.
+Result<void> Shell::remove_orphaned_state(const NodeEnv& env) {
+  std::set<std::string> used;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(env.run_dir + "/capsules", error)) {
+    Result<std::string> serial = serial_of(env, CapsuleId{entry.path().filename()});
+    if (serial.ok()) used.insert(*serial);
+  }
+  if (error && error.value() != ENOENT)
+    return os_error(fmt::format("readdir({}/capsules)", env.run_dir), error.value());
+  const std::string kept = env.shell_state_dir("");
+  for (const auto& entry : std::filesystem::directory_iterator(kept, error))
+    if (!used.contains(entry.path().filename())) TRY(remove_path(entry.path()));
+  if (error && error.value() != ENOENT)
+    return os_error(fmt::format("readdir({})", kept), error.value());
+  return {};
+}
+
+Result<void> Shell::destroy_retired(const NodeEnv& env) {
+  std::error_code error;
+  Result<void> first;
+  for (const auto& entry : std::filesystem::directory_iterator(env.run_dir + "/capsules", error)) {
+    CapsuleId id{entry.path().filename()};
+    if (!is_retired(id)) continue;
+    Result<void> destroyed = destroy(env, id);
+    if (!destroyed.ok() && first.ok()) first = std::move(destroyed);
+  }
+  if (error) return os_error(fmt::format("readdir({}/capsules)", env.run_dir), error.value());
+  return first;
 }
 
 Result<void> Shell::destroy() {

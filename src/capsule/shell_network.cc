@@ -4,7 +4,7 @@
 // and not a packet filter. The kernel opens a port when its link gets a carrier, and reports a
 // carrier from a work queue: so the link is brought up without address, which keeps it silent (IPv6
 // makes no address of its own either, see the starter), the carrier is waited for, the port is
-// closed, and then the address comes.
+// closed, and then the address comes. So a spare's link can be up long before its capsule is known.
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
@@ -57,22 +57,20 @@ Result<void> wait_for_carrier(sys::Netlink& netlink, const std::string& name) {
 
 }  // namespace
 
-std::string Shell::link_name(const CapsuleId& id) {
-  return ("gw" + id.value).substr(0, link_name_max);
-}
+std::string Shell::link_name_of(const std::string& serial) { return "gw" + serial; }
 
-Result<void> Shell::make_network() {
-  if (spec_.ip().empty()) return {};
+// Nothing where the node has no bridge (yet: settle_network looks again).
+Result<void> Shell::make_link() {
+  if (env_.bridge.empty()) return {};
   sys::Netlink node = TRY(sys::Netlink::open());
   Result<sys::Link> bridge = node.link(env_.bridge);
   if (!bridge.ok() && bridge.error().code() == Errc::not_found) return {};
   if (!bridge.ok()) return std::move(bridge).error();
 
   UniqueFd netns = TRY(sys::open_namespace(init_->init_pid(), "net"));
-  std::string outer = link_name(id_);
-  sys::VethEnd inner{inner_name, {}, netns.get()};
-  if (!spec_.mac().empty()) inner.mac = TRY(sys::parse_mac(spec_.mac()));
-  TRY(node.add_veth({outer, {}, -1}, inner));
+  std::string outer = link_name();
+  INVARIANT(outer.size() <= link_name_max, "link={}", outer);
+  TRY(node.add_veth({outer, {}, -1}, {inner_name, {}, netns.get()}));
   sys::Netlink inside = TRY(sys::Netlink::open_in(netns.get()));
   if (bridge->mtu != 0) {
     TRY(node.set_mtu(outer, bridge->mtu));
@@ -82,13 +80,25 @@ Result<void> Shell::make_network() {
   TRY(node.set_up(outer, true));
   TRY(inside.set_up(inner_name, true));
   TRY(wait_for_carrier(node, outer));
-  TRY(node.set_port_state(outer, sys::PortState::disabled));
+  return node.set_port_state(outer, sys::PortState::disabled);
+}
 
+Result<void> Shell::settle_network() {
+  if (spec_.ip().empty()) return {};
+  TRY(open_network());
+  if (outer_index_ == 0) {
+    TRY(make_link());
+    TRY(open_network());
+  }
+  if (outer_index_ == 0) return {};
+  UniqueFd netns = TRY(sys::open_namespace(init_->init_pid(), "net"));
+  sys::Netlink inside = TRY(sys::Netlink::open_in(netns.get()));
+  if (!spec_.mac().empty()) TRY(inside.set_mac(inner_name, TRY(sys::parse_mac(spec_.mac()))));
   sys::Ipv4Prefix address;
   address.address = TRY(sys::parse_ipv4(spec_.ip()));
   address.length = spec_.prefix_len() == 0 ? 32 : static_cast<int>(spec_.prefix_len());
   TRY(inside.add_address(inner_name, address));
-  std::vector<sys::Ipv4Prefix> gateways = TRY(node.addresses(env_.bridge));
+  std::vector<sys::Ipv4Prefix> gateways = TRY(network_->addresses(env_.bridge));
   if (!gateways.empty()) {
     sys::Ipv4 gateway = gateways.front().address;
     // With a prefix of its own the capsule doesn't see the bridge on its link: say so first.
@@ -103,14 +113,13 @@ Result<void> Shell::make_network() {
     out.dev = inner_name;
     TRY(inside.replace_route(out));
   }
-  TRY(open_network());
   return open_arp();
 }
 
 Result<void> Shell::open_network() {
   if (spec_.ip().empty()) return {};
   network_.emplace(TRY(sys::Netlink::open()));
-  Result<sys::Link> outer = network_->link(link_name(id_));
+  Result<sys::Link> outer = network_->link(link_name());
   if (outer.ok()) outer_index_ = outer->index;
   if (!outer.ok() && outer.error().code() != Errc::not_found) return std::move(outer).error();
   return {};

@@ -14,18 +14,34 @@ namespace {
 
 class ShellTest : public TestNode {
  protected:
-  // Everything that could be left of a capsule.
+  // Everything that could be left of any capsule of this node.
   void expect_nothing_left(const CapsuleId& id) {
-    Result<sys::CgroupGroup> group = sys::CgroupGroup::open(Shell::cgroup_name(env_, id));
-    EXPECT_FALSE(group.ok());
-    EXPECT_FALSE(std::filesystem::exists(env_.capsule_run_dir(id)));
-    EXPECT_FALSE(std::filesystem::exists(env_.capsule_state_dir(id)));
+    EXPECT_EQ(below(env_.run_dir + "/capsules"), std::vector<std::string>());
+    EXPECT_EQ(below(env_.state_dir + "/capsules"), std::vector<std::string>());
+    Result<sys::CgroupGroup> base = sys::CgroupGroup::open(env_.cgroup_base);
+    if (base.ok()) {
+      for (const sys::CgroupGroup::Place& place : base->places()) {
+        for (const auto& entry : std::filesystem::directory_iterator(place.path)) {
+          EXPECT_FALSE(entry.is_directory()) << entry.path();
+        }
+      }
+    }
     Result<std::string> mounts = read_file("/proc/self/mountinfo");
     ASSERT_OK(mounts);
     EXPECT_EQ(mounts->find(id.value), std::string::npos);
     sys::Netlink netlink = std::move(sys::Netlink::open()).value();
-    EXPECT_EQ(netlink.link(Shell::link_name(id)).error().code(), Errc::not_found);
+    Result<std::vector<sys::Link>> links = netlink.links();
+    ASSERT_OK(links);
+    for (const sys::Link& link : *links) EXPECT_NE(link.kind, "veth") << link.name;
     EXPECT_EQ(processes_of(id), std::vector<std::string>());
+  }
+
+  static std::vector<std::string> below(const std::string& directory) {
+    std::vector<std::string> out;
+    std::error_code not_there;
+    for (const auto& entry : std::filesystem::directory_iterator(directory, not_there))
+      out.push_back(entry.path().filename());
+    return out;
   }
 
   // Processes that were started for the capsule: their command line names its run directory.
@@ -99,7 +115,7 @@ TEST_F(ShellTest, ProgramSeesItsOwnWorld) {
   EXPECT_EQ(lines[10], "wrote");
   EXPECT_EQ(lines[11], "ptmx");
   EXPECT_EQ(lines[12], "ro");
-  EXPECT_TRUE(std::filesystem::exists(env_.capsule_state_dir(shell.id()) + "/tmp/x"));
+  EXPECT_TRUE(std::filesystem::exists(shell.state_dir() + "/tmp/x"));
   ASSERT_OK(shell.destroy());
   expect_nothing_left(shell.id());
 }
@@ -288,7 +304,7 @@ TEST_F(ShellTest, GateOpensAndCloses) {
   own.set_prefix_len(24);
   Shell shell = make_shell(own);
   sys::Netlink netlink = std::move(sys::Netlink::open()).value();
-  std::string outer = Shell::link_name(shell.id());
+  std::string outer = shell.link_name();
   EXPECT_EQ(*netlink.port_state(outer), sys::PortState::disabled);
   ASSERT_OK(shell.gate(true));
   EXPECT_EQ(*netlink.port_state(outer), sys::PortState::forwarding);
@@ -308,34 +324,114 @@ TEST_F(ShellTest, ErrorsNameTheStepAndLeaveNothing) {
   expect_nothing_left(CapsuleId{own.id()});
 }
 
-// Death of the daemon, the starter or init at random moments; `destroy` alone cleans up.
+TEST_F(ShellTest, SpareBecomesAnyCapsule) {
+  make_bridge();
+  Result<CapsuleId> spare = Shell::make_spare(env_);
+  ASSERT_OK(spare);
+  EXPECT_TRUE(Shell::is_spare(*spare));
+  image::CapsuleSpec own = spec("c1");
+  own.set_hostname("alpha");
+  own.set_ip("10.77.0.5");
+  own.set_prefix_len(24);
+  own.set_mac("02:00:00:00:77:05");
+  Result<Shell> shell = Shell::create(env_, own, *spare);
+  ASSERT_OK(shell);
+  EXPECT_EQ(below(env_.run_dir + "/capsules"), std::vector<std::string>{own.id()});
+  sys::Netlink netlink = std::move(sys::Netlink::open()).value();
+  EXPECT_EQ(*netlink.port_state(shell->link_name()), sys::PortState::disabled);
+  ASSERT_OK(shell->gate(true));
+  ASSERT_OK(shell->announce());
+  ASSERT_OK(Shell::open(env_, CapsuleId{own.id()}));
+  Ran ran = run_sh(*shell,
+                   "hostname; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0 |"
+                   "grep -o '10[.][0-9./]*' | head -n 1; ip route | grep -c default; touch /tmp/x");
+  EXPECT_EQ(ran.out, "alpha\n02:00:00:00:77:05\n10.77.0.5/24\n1\n") << ran.err;
+  EXPECT_TRUE(std::filesystem::exists(shell->state_dir() + "/tmp/x"));
+  ASSERT_OK(shell->destroy());
+  expect_nothing_left(CapsuleId{own.id()});
+}
+
+TEST_F(ShellTest, SpareThatDiedIsReplaced) {
+  Result<CapsuleId> spare = Shell::make_spare(env_);
+  ASSERT_OK(spare);
+  {
+    Result<InitClient> init = InitClient::connect(Shell::socket_path(env_, *spare));
+    ASSERT_OK(init);
+    ASSERT_EQ(::kill(init->init_pid(), SIGKILL), 0);
+  }
+  image::CapsuleSpec own = spec("c1");
+  Result<Shell> shell = Shell::create(env_, own, *spare);
+  ASSERT_OK(shell);
+  EXPECT_EQ(run_sh(*shell, "exit 3").status, 3 << 8);
+  // So is one that never was.
+  image::CapsuleSpec other = spec("c2");
+  Result<Shell> second = Shell::create(env_, other, CapsuleId{"spare-0123456789ab"});
+  ASSERT_OK(second);
+  ASSERT_OK(second->destroy());
+  ASSERT_OK(shell->destroy());
+  expect_nothing_left(CapsuleId{own.id()});
+}
+
+TEST_F(ShellTest, RetiredShellLeavesItsIdToAnother) {
+  make_bridge();
+  image::CapsuleSpec own = spec("c1");
+  own.set_ip("10.77.0.5");
+  own.set_prefix_len(24);
+  Shell first = make_shell(own);
+  ASSERT_OK(first.gate(true));
+  SpawnRequest request;
+  request.argv = {"sh", "-c", "while :; do :; done"};
+  request.env = {"PATH=/usr/bin:/bin"};
+  ASSERT_OK(first.init().spawn(request));
+  ASSERT_OK(first.tree().freeze());
+  Result<CapsuleId> rest = first.retire();
+  ASSERT_OK(rest);
+  EXPECT_TRUE(Shell::is_retired(*rest));
+  EXPECT_EQ(std::move(first.tree().pids()).value(), std::vector<pid_t>());
+  sys::Netlink netlink = std::move(sys::Netlink::open()).value();
+  EXPECT_EQ(*netlink.port_state(first.link_name()), sys::PortState::disabled);
+  Shell second = make_shell(own);
+  ASSERT_OK(Shell::destroy_retired(env_));
+  EXPECT_EQ(run_sh(second, "exit 3").status, 3 << 8);
+  ASSERT_OK(second.destroy());
+  expect_nothing_left(CapsuleId{own.id()});
+}
+
+// Death of the daemon, the starter or init at random moments; `destroy` of what is listed cleans
+// up.
 TEST_F(ShellTest, DestroyCleansUpAfterDeathAtAnyMoment) {
   make_bridge();
   std::mt19937 random(20261120);
   int interrupted = 0;
   int finished = 0;
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 60; ++round) {
     image::CapsuleSpec own = spec("c1");
     own.set_ip("10.77.0.7");
     own.set_prefix_len(24);
     CapsuleId id{own.id()};
+    bool from_spare = round % 3 == 2;
     pid_t daemon = ::fork();
     ASSERT_GE(daemon, 0);
-    if (daemon == 0) ::_exit(Shell::create(env_, own).ok() ? 0 : 1);
+    if (daemon == 0) {
+      Result<CapsuleId> spare = from_spare ? Shell::make_spare(env_) : CapsuleId{};
+      ::_exit(spare.ok() && Shell::create(env_, own, *spare).ok() ? 0 : 1);
+    }
     std::int64_t moment_us = monotonic_us() + std::uniform_int_distribution<int>(0, 60'000)(random);
     while (monotonic_us() < moment_us) std::this_thread::yield();
+    CapsuleId killed = from_spare ? CapsuleId{"spare-"} : id;
     if (round % 2 == 0) {
       ::kill(daemon, SIGKILL);
     } else {
-      for (const std::string& pid : processes_of(id)) ::kill(std::stoi(pid), SIGKILL);
+      for (const std::string& pid : processes_of(killed)) ::kill(std::stoi(pid), SIGKILL);
     }
     int status = 0;
     ASSERT_EQ(::waitpid(daemon, &status, 0), daemon);
     ++(status == 0 ? finished : interrupted);
-    ASSERT_OK(Shell::destroy(env_, id));
+    for (const std::string& listed : below(env_.run_dir + "/capsules"))
+      ASSERT_OK(Shell::destroy(env_, CapsuleId{listed}));
     // A starter that was late ends by itself; wait for it.
-    EXPECT_TRUE(eventually([&] { return processes_of(id).empty(); }));
-    expect_nothing_left(id);
+    EXPECT_TRUE(eventually([&] { return processes_of(killed).empty(); }));
+    expect_nothing_left(killed);
   }
   EXPECT_GT(interrupted, 5);
   EXPECT_GT(finished, 2);

@@ -20,6 +20,8 @@ struct Migrations::Attempt {
   api::MigrationResult result;
   std::string cause;  // Why its worker gave no report, or none that is an outcome.
   std::int64_t began_us = monotonic_us();
+  std::int64_t order_us = 0;  // From the request to the worker's order.
+  std::shared_ptr<Worker> worker;
 
   // How long the one who asked waits for the end of a doubt before he is told of it.
   static constexpr std::chrono::seconds doubt_patience{5};

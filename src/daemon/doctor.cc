@@ -23,10 +23,12 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
 #include <set>
 
 #include "base/io.h"
 #include "base/unique_fd.h"
+#include "capsule/shell.h"
 #include "sys/cgroup.h"
 #include "sys/cpuid.h"
 #include "sys/kernel_features.h"
@@ -261,6 +263,18 @@ void examine_cgroups(Examination& out) {
   }
 }
 
+void examine_spares(Examination& out, const NodeEnv& env) {
+  std::error_code unreadable;  // Then there are none.
+  std::size_t shells = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(env.run_dir + "/capsules", unreadable))
+    shells += capsule::Shell::is_spare(CapsuleId{entry.path().filename()}) ? 1 : 0;
+  if (shells > 0)
+    out.ok("spare shells", fmt::format("{}", shells));
+  else
+    out.degraded("spare shells", "none now", "the next capsule waits for its namespaces (15 ms)");
+}
+
 void examine_permissions(Examination& out) {
   const auto effective = [] {
     __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
@@ -311,6 +325,7 @@ Result<api::DoctorReply> examine(const Config& config) {
   examine_network(out);
   examine_cgroups(out);
   examine_permissions(out);
+  examine_spares(out, config.env);
   struct stat fuse {};
   if (stat("/dev/fuse", &fuse) == 0)
     out.ok("FUSE");

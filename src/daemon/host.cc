@@ -34,7 +34,8 @@ Operation::~Operation() {
   if (host_ != nullptr) host_->end_operation(capsule_);
 }
 
-Host::Host(const Config& config, Store store) : config_(config), store_(std::move(store)) {
+Host::Host(const Config& config, Store store, Spares& spares)
+    : config_(config), store_(std::move(store)), spares_(spares) {
   reaper_ = std::thread([this] {
     name_thread("reaper");
     reaper();
@@ -73,6 +74,7 @@ Result<HostedPtr> Host::run(const api::RunRequest& request, const Account& accou
   }
   auto begun = begin(capsule, "started");
   auto result = start_shell(capsule, request, account);
+  spares_.restock();
   if (result.ok()) return capsule;
   // Nothing ran (or what ran is killed here): as if it had never been asked for.
   if (auto gone = capsule::Shell::destroy(config_.env, capsule->id()); !gone.ok()) {
@@ -85,7 +87,7 @@ Result<HostedPtr> Host::run(const api::RunRequest& request, const Account& accou
 Result<void> Host::start_shell(const HostedPtr& capsule, const api::RunRequest& request,
                                const Account&) {
   const image::CapsuleSpec spec = capsule->record.spec();
-  auto shell = TRY(capsule::Shell::create(config_.env, spec));
+  auto shell = TRY(capsule::Shell::create(config_.env, spec, spares_.take_shell()));
   TRY(set_cpu_quota(capsule));
   if (!is_directory(fmt::format("/proc/{}/root{}", shell.init_pid(), spec.cwd())))
     return make_error(Errc::refused, "the working directory {} doesn't exist on {}", spec.cwd(),
@@ -104,11 +106,15 @@ Result<void> Host::start_shell(const HostedPtr& capsule, const api::RunRequest& 
   return update(capsule, [](auto& record) { record.set_state(state::running); });
 }
 
+Result<sys::CgroupGroup> Host::tree(const HostedPtr& capsule) {
+  return sys::CgroupGroup::open(TRY(capsule::Shell::cgroup_name(config_.env, capsule->id())) +
+                                "/tree");
+}
+
 Result<void> Host::set_cpu_quota(const HostedPtr& capsule) {
   const double cpus = capsule->record.spec().cpus();
   if (cpus <= 0) return {};
-  auto tree = TRY(
-      sys::CgroupGroup::open(capsule::Shell::cgroup_name(config_.env, capsule->id()) + "/tree"));
+  auto tree = TRY(this->tree(capsule));
   // A node with fewer cores gives what it has: it may have moved here from a larger one.
   const double cores = config_.cores > 0 ? std::min(cpus, config_.cores) : cpus;
   return tree.set_cpu_quota(cores * config_.core_speed).with("CPU limit");
@@ -193,20 +199,21 @@ Result<std::vector<HostedPtr>> Host::adopt() {
   return undecided;
 }
 
-// What has a directory but no record belongs to nobody: a `run` that was killed at its start, a
-// /tmp of before a reboot.
+// What has a directory but no record belongs to nobody: a `run` that was killed at its start,
+// spares of the daemon before, shells that were retired in its time, a /tmp of before a reboot.
 void Host::remove_remains() {
-  for (const auto& place : {config_.env.run_dir, config_.env.state_dir}) {
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(place + "/capsules", error)) {
-      const std::string id = entry.path().filename();
-      if (by_id(id)) continue;
-      LOG(warn, "removing what is left of capsule {}", id);
-      if (auto gone = capsule::Shell::destroy(config_.env, CapsuleId{id}); !gone.ok()) {
-        LOG(error, "capsule {}: {}", id, gone.error().what());
-      }
+  std::error_code error;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(config_.env.run_dir + "/capsules", error)) {
+    const std::string id = entry.path().filename();
+    if (by_id(id)) continue;
+    LOG(info, "removing what is left of capsule {}", id);
+    if (auto gone = capsule::Shell::destroy(config_.env, CapsuleId{id}); !gone.ok()) {
+      LOG(error, "capsule {}: {}", id, gone.error().what());
     }
   }
+  if (auto gone = capsule::Shell::remove_orphaned_state(config_.env); !gone.ok())
+    LOG(error, "{}", gone.error().what());
 }
 
 Result<void> Host::adopt_one(const HostedPtr& capsule) {
@@ -493,8 +500,7 @@ void Host::sample() {
   for (const auto& capsule : all()) {
     const std::lock_guard lock(capsule->mutex);
     if (capsule->ended()) continue;
-    auto group =
-        sys::CgroupGroup::open(capsule::Shell::cgroup_name(config_.env, capsule->id()) + "/tree");
+    auto group = tree(capsule);
     if (!group.ok()) continue;  // Not made yet, or just taken apart.
     if (auto memory = group->memory_usage_bytes(); memory.ok()) capsule->memory_bytes = *memory;
     auto cpu_us = group->cpu_usage_us();

@@ -21,7 +21,9 @@
 #include "daemon/accounts.h"
 #include "daemon/config.h"
 #include "daemon/console.h"
+#include "daemon/spares.h"
 #include "daemon/store.h"
+#include "sys/cgroup.h"
 #include "wire/node.pb.h"
 
 namespace godwit::daemon {
@@ -86,7 +88,7 @@ class Host {
  public:
   static constexpr std::size_t ended_kept_max = 100;
 
-  Host(const Config& config, Store store);
+  Host(const Config& config, Store store, Spares& spares);
   ~Host();
 
   // Finds what runs here. Capsules that a migration had in its hands are returned, not adopted:
@@ -137,6 +139,8 @@ class Host {
   // Its copy here is dead without a status of its own.
   Result<void> ended(const HostedPtr& capsule, int wait_status, const std::string& note);
 
+  Result<sys::CgroupGroup> tree(const HostedPtr& capsule);  // Its control group.
+
   Result<void> kill(const HostedPtr& capsule);
   Result<void> signal(const rpc::Call& call, const HostedPtr& capsule, int number, bool foreground);
   Result<api::WaitReply> wait(const rpc::Call& call, const HostedPtr& capsule,
@@ -166,6 +170,7 @@ class Host {
 
   const Config& config_;
   Store store_;
+  Spares& spares_;
   std::mutex mutex_;
   std::map<std::string, HostedPtr> capsules_;  // by id
   std::map<std::string, std::string> moved_;

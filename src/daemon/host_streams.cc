@@ -185,8 +185,7 @@ Result<void> Host::kill(const HostedPtr& capsule) {
     }
     if (capsule->ended()) return {};
   }
-  auto tree = TRY(
-      sys::CgroupGroup::open(capsule::Shell::cgroup_name(config_.env, capsule->id()) + "/tree"));
+  auto tree = TRY(this->tree(capsule));
   TRY(tree.kill_all());
   return {};
 }

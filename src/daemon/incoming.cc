@@ -145,7 +145,7 @@ Result<std::vector<std::string>> Migrations::missing_files(const node::ReserveRe
   check->set_capsule(request.spec().id());
   *check->mutable_files() = request.files();
   for (const auto& dir : config_.shared) check->add_shared_dirs(dir);
-  const auto report = TRY(execute(config_.env, std::move(order)));
+  const auto report = TRY(spares_.execute(std::move(order)));
   return std::vector<std::string>(report.reasons().begin(), report.reasons().end());
 }
 
@@ -170,11 +170,6 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
   record.set_state(state::migrating);
   record.clear_note();
   record.clear_worker_pid();
-  auto operation = TRY(host_.arrive(record));
-  {
-    const std::lock_guard lock(mutex_);
-    reserved_bytes_[request.spec().id()] = request.memory_bytes();
-  }
   const std::string token = random_token();
   wire::WorkerOrder order;
   auto* target = order.mutable_target();
@@ -188,17 +183,24 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
   for (const auto& dir : config_.shared) target->add_shared_dirs(dir);
   target->set_boot(monitor_.boot());
   target->set_cpu_features(sys::cpu_features());
+  const CapsuleId spare = spares_.take_shell();
+  target->set_spare_shell(spare.value);
 
-  const HostedPtr capsule = operation.capsule();
-  const auto give_up = [&](Error error) -> Error {
+  std::optional<Operation> operation;
+  auto started = spares_.start(std::move(order), [&](const Worker& worker) -> Result<void> {
+    note_worker(record, worker);
+    if (operation) return host_.update(operation->capsule(), [&](auto& r) { r = record; });
+    operation.emplace(TRY(host_.arrive(record)));
+    const std::lock_guard lock(mutex_);
+    reserved_bytes_[request.spec().id()] = request.memory_bytes();
+    return {};
+  });
+  if (!started.ok()) {
+    remove_spare(spare);
+    if (operation) TRY(host_.forget(operation->capsule()));
     const std::lock_guard lock(mutex_);
     reserved_bytes_.erase(request.spec().id());
-    return error;
-  };
-  auto started = Worker::start(config_.env, std::move(order), recorder(capsule));
-  if (!started.ok()) {
-    TRY(host_.forget(capsule));
-    return give_up(std::move(started).error());
+    return std::move(started).error();
   }
   std::shared_ptr<Worker> worker = std::move(started).value();
   auto event = first_event(*worker);
@@ -212,12 +214,21 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
     trouble = event.ok() ? event->done().reason() : event.error().what();
     worker->kill();
   }
-  std::thread([this, worker, operation = std::move(operation)]() mutable {
+  std::thread([this, worker, spare, operation = std::move(*operation)]() mutable {
     name_thread("incoming");
     watch_incoming(std::move(operation), worker);
+    remove_spare(spare);
+    spares_.restock();
   }).detach();
   if (!listening) return make_error(Errc::refused, "worker on {}: {}", config_.env.node, trouble);
   return reply;
+}
+
+// If the worker that got it never took it over.
+void Migrations::remove_spare(const CapsuleId& spare) {
+  if (spare.value.empty()) return;
+  if (auto gone = capsule::Shell::destroy(config_.env, spare); !gone.ok())
+    LOG(error, "spare shell: {}", gone.error().what());
 }
 
 // True once the record says that the capsule runs here; then it is shown, and its streams are
@@ -319,7 +330,7 @@ void Migrations::end_incoming(const HostedPtr& capsule, bool worker_reported) {
     if (!worker_reported) {
       // It may have died between the record and the start: start, which is harmless twice.
       order.mutable_recover()->set_action(wire::RecoverOrder::START);
-      if (auto thawed = execute(config_.env, std::move(order)); !thawed.ok()) {
+      if (auto thawed = spares_.execute(std::move(order)); !thawed.ok()) {
         LOG(error, "start of {}: {}", capsule->id(), thawed.error().what());
       }
     }
@@ -388,8 +399,7 @@ Result<void> Migrations::lose(const HostedPtr& capsule) {
     source = capsule->record.source();
   }
   // Init holds the missing pages' userfaultfds: it must be the last to end.
-  auto tree = TRY(
-      sys::CgroupGroup::open(capsule::Shell::cgroup_name(config_.env, capsule->id()) + "/tree"));
+  auto tree = TRY(host_.tree(capsule));
   TRY(tree.kill_all());
   auto record =
       TRY(migrate::CommitRecord::open(migrate::grant_path(config_.env, capsule->id()), true));
@@ -517,8 +527,7 @@ Result<node::OutcomeReply> Migrations::resume_drain(const CapsuleId& id, Epoch e
   resume->set_epoch(epoch.value);
   resume->set_token(token);
   resume->set_listen_address(config_.listen_host());
-  std::shared_ptr<Worker> fresh =
-      TRY(Worker::start(config_.env, std::move(order), recorder(capsule)));
+  std::shared_ptr<Worker> fresh = TRY(spares_.start(std::move(order), recorder(capsule)));
   auto event = first_event(*fresh);
   if (!event.ok() || !event->has_listening()) fresh->kill();
   std::thread([this, fresh, operation = std::move(*operation)]() mutable {

@@ -28,6 +28,7 @@
 #include "daemon/migrations.h"
 #include "daemon/node_monitor.h"
 #include "daemon/peers.h"
+#include "daemon/spares.h"
 #include "daemon/store.h"
 #include "rpc/server.h"
 
@@ -73,11 +74,13 @@ Result<void> serve(const Config& config, const sigset_t& ending) {
   NodeMonitor monitor(config, TRY(boot_incarnation(config.env)));
   auto history = TRY(History::open(config.env.state_dir + "/history.sqlite"));
   auto peers = TRY(Peers::connect(config));
-  Host host(config, TRY(Store::open(config.env.run_dir)));
-  Migrations migrations(config, host, *peers, *history, monitor);
+  Spares spares(config.env);
+  Host host(config, TRY(Store::open(config.env.run_dir)), spares);
+  Migrations migrations(config, host, *peers, *history, monitor, spares);
   Service service(config, host, migrations, *peers, *history, monitor);
 
   migrations.take_over(TRY(host.adopt()));
+  spares.restock();
   std::unique_ptr<rpc::NodeServer> nodes;
   if (!config.listen.empty()) {
     const rpc::TlsFiles tls{config.tls_ca, config.tls_cert, config.tls_key};

@@ -74,7 +74,7 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
     if (!operation.ok()) reply.add_reasons(operation.error().what());
     const bool inside = operation.ok() && reply.reasons().empty();
     order.mutable_check()->set_inside(inside);
-    auto report = execute(config_.env, std::move(order));
+    auto report = spares_.execute(std::move(order));
     if (!report.ok() && inside) recover(capsule);
     if (!report.ok()) return std::move(report).error();
     for (const auto& reason : report->reasons()) reply.add_reasons(reason);
@@ -112,7 +112,7 @@ void Migrations::recover(const HostedPtr& capsule) {
   wire::WorkerOrder order;
   order.mutable_recover()->set_capsule(capsule->id().value);
   order.mutable_recover()->set_action(wire::RecoverOrder::THAW);
-  if (auto thawed = execute(config_.env, std::move(order)); !thawed.ok())
+  if (auto thawed = spares_.execute(std::move(order)); !thawed.ok())
     LOG(error, "capsule {} after a failed order: {}", capsule->id(), thawed.error().what());
 }
 
@@ -125,7 +125,7 @@ Result<void> Migrations::freeze(const HostedPtr& capsule, bool frozen) {
   wire::WorkerOrder order;
   order.mutable_freeze()->set_capsule(capsule->id().value);
   order.mutable_freeze()->set_frozen(frozen);
-  auto done = execute(config_.env, std::move(order));
+  auto done = spares_.execute(std::move(order));
   if (!done.ok() && frozen) recover(capsule);
   TRY(std::move(done));
   return host_.update(capsule, [&](auto& record) {

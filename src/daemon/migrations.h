@@ -19,6 +19,7 @@
 #include "daemon/host.h"
 #include "daemon/node_monitor.h"
 #include "daemon/peers.h"
+#include "daemon/spares.h"
 #include "daemon/worker.h"
 #include "migrate/commit_record.h"
 #include "migrate/report.h"
@@ -28,13 +29,15 @@ namespace godwit::daemon {
 
 class Migrations {
  public:
-  Migrations(const Config& config, Host& host, Peers& peers, History& history, NodeMonitor& monitor)
+  Migrations(const Config& config, Host& host, Peers& peers, History& history, NodeMonitor& monitor,
+             Spares& spares)
       : config_(config),
         host_(host),
         peers_(peers),
         history_(history),
         monitor_(monitor),
-        offered_(sys::without_features(sys::cpu_features(), config.hidden_cpu_features)) {}
+        offered_(sys::without_features(sys::cpu_features(), config.hidden_cpu_features)),
+        spares_(spares) {}
 
   // Takes up what another godwitd had begun (Host::adopt).
   void take_over(const std::vector<HostedPtr>& undecided);
@@ -78,7 +81,7 @@ class Migrations {
   void release_target(const Attempt& attempt);
   Result<void> thaw(Attempt& attempt, const HostedPtr& capsule);
   Result<bool> serve(Attempt& attempt, const HostedPtr& capsule, const node::OutcomeReply& reply);
-  Worker::Record recorder(const HostedPtr& capsule);
+  Spares::Announce recorder(const HostedPtr& capsule);
   void conclude(Attempt& attempt, const HostedPtr& capsule, const std::string& outcome,
                 const std::string& reason);
   Result<std::uint32_t> change_journal(const HostedPtr& capsule, migrate::SourceState from,
@@ -87,6 +90,7 @@ class Migrations {
   // Target (incoming.cc).
   std::vector<std::string> admission(const node::ReserveRequest& request);
   Result<std::vector<std::string>> missing_files(const node::ReserveRequest& request);
+  void remove_spare(const CapsuleId& spare);
   void await_departure(const CapsuleId& id);
   void watch_incoming(Operation operation, std::shared_ptr<Worker> worker);
   bool note_grant(const HostedPtr& capsule);
@@ -104,6 +108,7 @@ class Migrations {
   NodeMonitor& monitor_;
   // Of this processor; asking it again costs an exit to the hypervisor for each leaf.
   const Result<std::string> offered_;
+  Spares& spares_;
 
   std::mutex mutex_;
   std::map<std::string, std::uint64_t> reserved_bytes_;  // Incoming, by capsule.

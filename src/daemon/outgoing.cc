@@ -46,10 +46,12 @@ std::string mode_name(wire::Mode mode) {
   }
 }
 
-void fill(api::MigrationResult& result, const wire::Report& report) {
+// The worker counts from its order; the whole began with the request, `order_us` before, and ends
+// when the program is gone here (the worker's last phase).
+void fill(api::MigrationResult& result, const wire::Report& report, std::int64_t order_us) {
   result.set_mode(mode_name(report.mode()));
   result.set_downtime_us(report.downtime_us());
-  result.set_total_us(report.total_us());
+  result.set_total_us(order_us + report.total_us());
   result.set_bytes_sent(report.bytes_sent());
   result.set_pages_sent(report.pages_sent());
   result.set_pages_zero(report.pages_zero());
@@ -59,10 +61,13 @@ void fill(api::MigrationResult& result, const wire::Report& report) {
     out->set_bytes(round.bytes());
     out->set_us(round.us());
   }
+  auto* reserve = result.add_phases();
+  reserve->set_name("reserve");
+  reserve->set_us(order_us);
   for (const auto& phase : report.phases()) {
     auto* out = result.add_phases();
     out->set_name(phase.name());
-    out->set_begin_us(phase.begin_us());
+    out->set_begin_us(order_us + phase.begin_us());
     out->set_us(phase.us());
   }
   *result.mutable_residual() = report.residual();
@@ -190,7 +195,7 @@ void Migrations::run_attempt(AttemptPtr attempt, Operation operation) {
   }
   attempt->reserved = *reserved;
   auto report = run_source_worker(*attempt, capsule);
-  if (report.ok()) fill(attempt->result, *report);
+  if (report.ok()) fill(attempt->result, *report, attempt->order_us);
   const std::string reason = report.ok() ? report->reason() : report.error().what();
   const auto outcome = report.ok() ? report->outcome() : wire::Report::UNKNOWN;
   Result<void> done;
@@ -215,30 +220,19 @@ void Migrations::run_attempt(AttemptPtr attempt, Operation operation) {
       break;
   }
   if (!done.ok()) LOG(error, "after migration {}: {}", attempt->result.id(), done.error().what());
+  if (attempt->worker) attempt->worker->wait_end();
+  spares_.restock();
 }
 
 // Writes down which worker is at it, for a daemon that comes after us.
-Worker::Record Migrations::recorder(const HostedPtr& capsule) {
-  return [this, capsule](pid_t pid) -> Result<void> {
-    const std::uint64_t ticks = TRY(migrate::process_start_ticks(pid));
-    return host_.update(capsule, [&](auto& record) {
-      record.set_worker_pid(pid);
-      record.set_worker_start_ticks(ticks);
-    });
+Spares::Announce Migrations::recorder(const HostedPtr& capsule) {
+  return [this, capsule](const Worker& worker) {
+    return host_.update(capsule, [&](auto& record) { note_worker(record, worker); });
   };
 }
 
 Result<wire::Report> Migrations::run_source_worker(Attempt& attempt, const HostedPtr& capsule) {
   const auto& result = attempt.result;
-  TRY(host_.update(capsule, [&](auto& record) {
-    record.set_state(state::migrating);
-    record.set_target(result.target());
-    record.set_migration(result.id());
-    record.set_target_boot(attempt.reserved.boot());
-    record.set_mode(result.mode_asked());
-    record.set_attempt_realtime_us(result.started_realtime_us());
-    record.set_worker_pid(0);
-  }));
   wire::WorkerOrder order;
   auto* source = order.mutable_source();
   source->set_migration(result.id());
@@ -253,8 +247,19 @@ Result<wire::Report> Migrations::run_source_worker(Attempt& attempt, const Hoste
   source->set_target_boot(attempt.reserved.boot());
   source->set_cpu_features(sys::cpu_features());
   for (const auto& dir : config_.shared) source->add_shared_dirs(dir);
-  auto worker = TRY(Worker::start(config_.env, std::move(order), recorder(capsule)));
-  auto report = worker->finish(
+  attempt.worker = TRY(spares_.start(std::move(order), [&](const Worker& worker) {
+    return host_.update(capsule, [&](auto& record) {
+      record.set_state(state::migrating);
+      record.set_target(result.target());
+      record.set_migration(result.id());
+      record.set_target_boot(attempt.reserved.boot());
+      record.set_mode(result.mode_asked());
+      record.set_attempt_realtime_us(result.started_realtime_us());
+      note_worker(record, worker);
+    });
+  }));
+  attempt.order_us = monotonic_us() - attempt.began_us;
+  auto report = attempt.worker->finish(
       [&](const wire::Progress& news) {
         api::MigrateProgress out;
         out.set_phase(news.phase());
@@ -267,8 +272,10 @@ Result<wire::Report> Migrations::run_source_worker(Attempt& attempt, const Hoste
         if (news.phase() == migrate::drain_phase) host_.serves(capsule);
       },
       config_.worker_silence_ms);
-  if (!report.ok()) worker->kill();
-  worker->wait_end();
+  if (report.ok()) return report;  // What is left of it is waited for after the answer.
+  attempt.worker->kill();
+  attempt.worker->wait_end();
+  attempt.worker.reset();
   return report;
 }
 

@@ -161,14 +161,14 @@ Result<bool> Migrations::act(Attempt& attempt, const HostedPtr& capsule,
           !now.ok() && now.error().code() != Errc::not_found) {
         return std::move(now).error();
       }
-      TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::DESTROY)));
+      TRY(spares_.execute(recover_order(capsule, wire::RecoverOrder::DESTROY)));
       TRY(host_.leave(capsule, NodeId{attempt.result.target()}));
       conclude(attempt, capsule, "moved",
                "found out from the records, after godwitd or its worker was lost");
       return true;
     case SourceAction::lost:
       TRY(change_journal(capsule, SourceState::given_up, SourceState::released));
-      TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::DESTROY)));
+      TRY(spares_.execute(recover_order(capsule, wire::RecoverOrder::DESTROY)));
       TRY(host_.ended(
           capsule, SIGKILL,
           fmt::format("it ran on {} and died with that node", attempt.result.target())));
@@ -199,7 +199,7 @@ Result<void> Migrations::thaw(Attempt& attempt, const HostedPtr& capsule) {
       !now.ok() && now.error().code() != Errc::not_found) {
     return std::move(now).error();
   }
-  TRY(execute(config_.env, recover_order(capsule, wire::RecoverOrder::THAW)));
+  TRY(spares_.execute(recover_order(capsule, wire::RecoverOrder::THAW)));
   TRY(host_.stayed(capsule, ""));
   release_target(attempt);
   conclude(attempt, capsule, "stayed", attempt.cause);
@@ -220,7 +220,7 @@ Result<bool> Migrations::serve(Attempt& attempt, const HostedPtr& capsule,
   serve->set_target_address(reply.address());
   serve->set_target_port(reply.port());
   serve->set_token(reply.token());
-  auto worker = TRY(Worker::start(config_.env, std::move(order), recorder(capsule)));
+  auto worker = TRY(spares_.start(std::move(order), recorder(capsule)));
   auto report = worker->finish({}, config_.worker_silence_ms);
   if (!report.ok()) worker->kill();
   worker->wait_end();

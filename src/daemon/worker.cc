@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "migrate/commit_record.h"
 
 namespace godwit::daemon {
 namespace {
@@ -54,9 +55,13 @@ wire::WorkerEnv worker_env(const NodeEnv& env) {
   return out;
 }
 
-Result<std::unique_ptr<Worker>> Worker::start(const NodeEnv& env, wire::WorkerOrder order,
-                                              const Record& record) {
-  *order.mutable_env() = worker_env(env);
+void note_worker(node::CapsuleRecord& record, const Worker& worker) {
+  record.set_worker_pid(worker.pid());
+  auto ticks = migrate::process_start_ticks(worker.pid());
+  if (ticks.ok()) record.set_worker_start_ticks(*ticks);
+}
+
+Result<std::unique_ptr<Worker>> Worker::launch(const NodeEnv& env) {
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return os_error("socketpair");
   UniqueFd ours(pair[0]);
@@ -71,14 +76,27 @@ Result<std::unique_ptr<Worker>> Worker::start(const NodeEnv& env, wire::WorkerOr
   // It can't be reaped before we do it, so the pid is still this process.
   UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd.valid()) return os_error(fmt::format("pidfd_open(pid={})", pid));
-  std::unique_ptr<Worker> worker(new Worker(pid, std::move(pidfd), std::move(ours)));
-  theirs.reset();
-  auto begun = record ? record(pid) : Result<void>();
-  if (begun.ok()) begun = worker->channel_.send(order).with("order to the worker");
-  if (begun.ok()) return worker;
-  worker->kill();
-  worker->wait_end();
-  return std::move(begun).error();
+  return std::unique_ptr<Worker>(new Worker(pid, std::move(pidfd), std::move(ours)));
+}
+
+Result<void> Worker::send(const NodeEnv& env, wire::WorkerOrder& order) {
+  *order.mutable_env() = worker_env(env);
+  return channel_.send(order);
+}
+
+Result<std::unique_ptr<Worker>> Worker::start(const NodeEnv& env, wire::WorkerOrder order) {
+  auto worker = TRY(launch(env));
+  if (auto sent = worker->send(env, order); !sent.ok()) {
+    worker->kill();
+    worker->wait_end();
+    return std::move(sent).error().with("order to the worker");
+  }
+  return worker;
+}
+
+bool Worker::ended() const {
+  pollfd end{pidfd_.get(), POLLIN, 0};
+  return ::poll(&end, 1, 0) > 0;
 }
 
 Worker::~Worker() { waitpid(pid_, nullptr, WNOHANG); }
@@ -110,10 +128,13 @@ void Worker::wait_end() {
 }
 
 Result<wire::Report> execute(const NodeEnv& env, wire::WorkerOrder order) {
-  auto worker = TRY(Worker::start(env, std::move(order)));
-  auto report = worker->finish({}, short_order_ms_max);
-  if (!report.ok()) worker->kill();
-  worker->wait_end();
+  return finish_short(*TRY(Worker::start(env, std::move(order))));
+}
+
+Result<wire::Report> finish_short(Worker& worker) {
+  auto report = worker.finish({}, short_order_ms_max);
+  if (!report.ok()) worker.kill();
+  worker.wait_end();
   if (!report.ok()) return std::move(report).error();
   if (report->outcome() != wire::Report::DONE) {
     return make_error(Errc::refused, "{}", report->reason());

@@ -15,18 +15,18 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "migrate/worker_channel.h"
+#include "wire/node.pb.h"
 #include "wire/worker.pb.h"
 
 namespace godwit::daemon {
 
 class Worker {
  public:
-  // `record` notes the pid where a later daemon finds it. Only then the worker is told what to do:
-  // so no worker is ever at work that nobody knows of (without an order it ends with us). An error
-  // of it ends the worker.
-  using Record = std::function<Result<void>(pid_t)>;
-  static Result<std::unique_ptr<Worker>> start(const NodeEnv& env, wire::WorkerOrder order,
-                                               const Record& record = {});
+  // Executed, waiting for its order; it ends by itself if we end first.
+  static Result<std::unique_ptr<Worker>> launch(const NodeEnv& env);
+  // Once. Errc::peer_lost if it is dead.
+  Result<void> send(const NodeEnv& env, wire::WorkerOrder& order);
+  static Result<std::unique_ptr<Worker>> start(const NodeEnv& env, wire::WorkerOrder order);
   ~Worker();  // Leaves the process alone; it is reaped by `wait_end` or by the daemon's reaper.
 
   pid_t pid() const { return pid_; }
@@ -41,6 +41,7 @@ class Worker {
 
   void kill();      // SIGKILL by pidfd.
   void wait_end();  // Until the process is gone.
+  bool ended() const;
 
  private:
   Worker(pid_t pid, UniqueFd pidfd, UniqueFd channel)
@@ -51,8 +52,11 @@ class Worker {
 };
 
 wire::WorkerEnv worker_env(const NodeEnv& env);
+// Who is at work on this capsule.
+void note_worker(node::CapsuleRecord& record, const Worker& worker);
 
 // A short order (check, freeze, recover) from start to report.
 Result<wire::Report> execute(const NodeEnv& env, wire::WorkerOrder order);
+Result<wire::Report> finish_short(Worker& worker);
 
 }  // namespace godwit::daemon

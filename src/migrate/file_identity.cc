@@ -7,11 +7,18 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
 #include <functional>
+#include <iterator>
 #include <memory>
+#include <optional>
 #include <set>
 
+#include "base/clock.h"
 #include "base/io.h"
+#include "base/log.h"
 
 namespace godwit::migrate {
 namespace {
@@ -45,6 +52,19 @@ std::int64_t to_ns(const timespec& t) {
   return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
 
+// A file that was written in the tick in which we read it can be written again without another time
+// stamp: such a hash is not for others.
+constexpr std::int64_t racy_ns = 2'000'000'000;
+
+std::optional<std::uint64_t> read_kept(const std::string& path) {
+  if (path.empty()) return std::nullopt;
+  Result<std::string> text = read_file(path);
+  std::uint64_t hash = 0;
+  if (!text.ok() || text->size() != sizeof hash) return std::nullopt;
+  std::memcpy(&hash, text->data(), sizeof hash);
+  return hash;
+}
+
 // Character devices of a capsule are the node's own; what matters is that there is one.
 bool content_matters(const struct stat& st) { return S_ISREG(st.st_mode); }
 
@@ -57,8 +77,11 @@ void for_each_ref(image::Capsule& capsule, const std::function<void(image::FileR
 
 }  // namespace
 
-FileIdentity::FileIdentity(std::string root, std::vector<std::string> shared_dirs)
-    : root_(std::move(root)), shared_dirs_(std::move(shared_dirs)) {}
+FileIdentity::FileIdentity(std::string root, std::vector<std::string> shared_dirs,
+                           std::string hash_dir)
+    : root_(std::move(root)),
+      shared_dirs_(std::move(shared_dirs)),
+      hash_dir_(std::move(hash_dir)) {}
 
 bool FileIdentity::shared(const std::string& path) const {
   for (const std::string& dir : shared_dirs_)
@@ -75,6 +98,10 @@ Result<std::uint64_t> FileIdentity::content_hash(const std::string& host_path) {
   Key key{st.st_dev, st.st_ino, st.st_size, to_ns(st.st_mtim), to_ns(st.st_ctim)};
   auto known = hashes_.find(key);
   if (known != hashes_.end()) return known->second;
+  if (std::optional<std::uint64_t> kept = read_kept(kept_path(key))) {
+    hashes_[key] = *kept;
+    return *kept;
+  }
 
   std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
                                                                  &XXH3_freeState);
@@ -89,7 +116,28 @@ Result<std::uint64_t> FileIdentity::content_hash(const std::string& host_path) {
   }
   std::uint64_t hash = XXH3_64bits_digest(state.get());
   hashes_[key] = hash;
+  if (realtime_ns() - std::max(to_ns(st.st_mtim), to_ns(st.st_ctim)) > racy_ns) keep(key, hash);
   return hash;
+}
+
+std::string FileIdentity::kept_path(const Key& key) const {
+  if (hash_dir_.empty()) return "";
+  return fmt::format("{}/{:x}-{:x}-{:x}-{:x}-{:x}", hash_dir_, std::get<0>(key), std::get<1>(key),
+                     std::get<2>(key), std::get<3>(key), std::get<4>(key));
+}
+
+// Who can't keep it hashes again.
+void FileIdentity::keep(const Key& key, std::uint64_t hash) const {
+  if (hash_dir_.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directory(hash_dir_, error);
+  auto entries = std::filesystem::directory_iterator(hash_dir_, error);
+  if (!error && static_cast<std::size_t>(std::distance(begin(entries), end(entries))) >= kept_max)
+    for (const auto& entry : std::filesystem::directory_iterator(hash_dir_, error))
+      std::filesystem::remove(entry.path(), error);
+  Result<void> kept = replace_file(
+      kept_path(key), std::string_view(reinterpret_cast<const char*>(&hash), sizeof hash), false);
+  if (!kept.ok()) LOG(info, "hash not kept: {}", kept.error().what());
 }
 
 Result<void> FileIdentity::identify(image::Capsule& capsule, std::vector<std::string>& reasons) {

@@ -101,5 +101,31 @@ TEST_F(FileIdentityTest, ASharedDirectorysNameIsNotAPrefixOfOthers) {
   EXPECT_FALSE(identity.shared("/shared2/a"));
 }
 
+TEST_F(FileIdentityTest, HashesAreKeptForLaterWorkersUnlessTheFileIsFresh) {
+  const std::string kept = dir_ + "/hashes", old_file = "/usr/bin/env";  // Of some package.
+  auto hash_of = [&](const std::string& root, const std::string& path) {
+    image::Capsule capsule = with_file(path, false);
+    std::vector<std::string> reasons;
+    FileIdentity identity(root, {}, kept);
+    EXPECT_TRUE(identity.identify(capsule, reasons).ok());
+    return capsule.files(0).ref().content_hash();
+  };
+  auto count = [&] {
+    return std::distance(std::filesystem::directory_iterator(kept),
+                         std::filesystem::directory_iterator());
+  };
+  const std::uint64_t hash = hash_of("", old_file);
+  EXPECT_EQ(count(), 1);
+  EXPECT_EQ(hash_of("", old_file), hash);
+  put(source_root() + "/usr/lib.so", "content");
+  const std::uint64_t fresh = hash_of(source_root(), "/usr/lib.so");
+  EXPECT_EQ(count(), 1);
+  put(source_root() + "/usr/lib.so", "CONTENT");
+  EXPECT_NE(hash_of(source_root(), "/usr/lib.so"), fresh);
+  // It is what was kept that is believed.
+  for (const auto& entry : std::filesystem::directory_iterator(kept)) put(entry.path(), "8 bytes.");
+  EXPECT_NE(hash_of("", old_file), hash);
+}
+
 }  // namespace
 }  // namespace godwit::migrate

@@ -81,7 +81,8 @@ Result<std::vector<std::string>> check(const NodeEnv& env, const wire::CheckOrde
   std::string root = fmt::format("/proc/{}/root", shell.init_pid());
   CapsuleFiles files(root);
   TRY(files.collect(live.capsule, live.node_pids));
-  FileIdentity identity(root, {order.shared_dirs().begin(), order.shared_dirs().end()});
+  FileIdentity identity(root, {order.shared_dirs().begin(), order.shared_dirs().end()},
+                        hash_dir(env));
   TRY(identity.identify(live.capsule, reasons));
   must_be_there = files_of(live.capsule);
   return reasons;

@@ -24,6 +24,9 @@ std::vector<sys::InterruptedSleep> noted_sleeps(const NodeEnv& env, const Capsul
 void note_sleeps(const NodeEnv& env, const CapsuleId& id,
                  std::span<const sys::InterruptedSleep> sleeps);
 
+// FileIdentity's.
+inline std::string hash_dir(const NodeEnv& env) { return env.run_dir + "/hashes"; }
+
 class ShellAdapter : public restore::SkeletonSource {
  public:
   explicit ShellAdapter(capsule::Shell& shell) : shell_(shell) {}  // Borrowed.

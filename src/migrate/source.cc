@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -201,7 +202,7 @@ Result<void> Source::open() {
   tree_ = TRY(tree_of(*shell_));
   std::string root = fmt::format("/proc/{}/root", shell_->init_pid());
   std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());
-  identity_.emplace(root, std::move(shared));
+  identity_.emplace(root, std::move(shared), hash_dir(env_));
   files_.emplace(root);
   sleeps_ = noted_sleeps(env_, id_);
   // From here our death is somebody's business: the record says who we are.
@@ -226,27 +227,16 @@ Result<void> Source::preflight() {
 Result<void> Source::connect() {
   reporter_.phase("connect");
   transport::Token token = TRY(transport::token_from_bytes(order_.token()));
-  auto port = static_cast<std::uint16_t>(order_.target_port());
-  auto link = [&](transport::LinkKind kind, std::uint32_t index) {
-    return transport::connect(order_.target_address(), port, token, kind, index, {});
-  };
-  control_ = TRY(link(transport::LinkKind::control, 0));
-  auto others = [&]() -> Result<void> {
-    std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
-    for (std::uint32_t i = 0; i < streams; ++i) {
-      data_.push_back(TRY(link(transport::LinkKind::data, i)));
-      streams_.push_back(data_.back().fd());
-    }
-    urgent_ = TRY(link(transport::LinkKind::urgent, 0));
-    return {};
-  };
-  if (Result<void> connected = others(); !connected.ok()) {
-    // A target that has given up says why on the first link, and hears no more.
-    wire::ToSource reply;
-    Result<void> told = control_.receive(reply, last_words_ms_max);
-    if (told.ok() && reply.has_failed()) return failure(reply.failed());
-    return connected;
-  }
+  std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
+  std::vector<transport::LinkName> names = {{transport::LinkKind::control, 0},
+                                            {transport::LinkKind::urgent, 0}};
+  for (std::uint32_t i = 0; i < streams; ++i) names.push_back({transport::LinkKind::data, i});
+  std::vector<transport::Link> links = TRY(transport::connect_all(
+      order_.target_address(), static_cast<std::uint16_t>(order_.target_port()), token, names, {}));
+  control_ = std::move(links[0]);
+  urgent_ = std::move(links[1]);
+  data_.assign(std::make_move_iterator(links.begin() + 2), std::make_move_iterator(links.end()));
+  for (const transport::Link& link : data_) streams_.push_back(link.fd());
   reporter_.watch([this] { return transport::bytes_acknowledged(streams_); });
   wire::ToSource hello;
   TRY(expect(hello, wire::ToSource::kHello, prepare_ms_max));
@@ -648,7 +638,11 @@ Result<void> Source::release() {
   auto released = journal_->change(epoch_, static_cast<std::uint32_t>(SourceState::given_up),
                                    static_cast<std::uint32_t>(SourceState::released));
   if (!released.ok()) LOG(error, "journal: {}", released.error().what());
-  // The capsule is on the target; what fails here is cleaning up, which godwitd tries again.
+  // The capsule is on the target; what fails here is cleaning up, which godwitd tries again. It
+  // also removes what is left: namespaces and names, which nobody waits for.
+  Result<CapsuleId> retired = shell_->retire();
+  if (retired.ok()) return {};
+  LOG(error, "release: {}", retired.error().what());
   if (Result<void> r = shell_->destroy(); !r.ok()) LOG(error, "release: {}", r.error().what());
   return {};
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <future>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -51,6 +52,7 @@ class Target {
 
  private:
   Result<void> reserve();
+  Result<void> await_record();
   Result<void> accept();
   Result<void> build();
   Result<void> on_prepare(const image::Capsule& so_far);
@@ -72,6 +74,9 @@ class Target {
   EventSink& sink_;
   Reporter reporter_;
 
+  // Made durable (some ms) beside all else that is prepared; there before the source hears that
+  // anything is.
+  std::future<Result<CommitRecord>> record_made_;
   std::optional<CommitRecord> record_;
   std::optional<transport::Listener> listener_;
   std::optional<capsule::Shell> shell_;
@@ -116,8 +121,15 @@ wire::Report Target::run() {
   return reporter_.finish();
 }
 
+Result<void> Target::await_record() {
+  if (record_made_.valid()) record_ = TRY(record_made_.get());
+  return {};
+}
+
 // Refuse first, on record, then say so: whoever hears it may rely on it.
 void Target::give_up(const Error& error) {
+  if (Result<void> made = await_record(); !made.ok())
+    LOG(error, "no record: {}", made.error().what());
   wire::Report& report = reporter_.report();
   report.set_outcome(wire::Report::FAILED);
   report.set_reason(error.what());
@@ -159,14 +171,17 @@ Result<void> Target::reserve() {
   content.boot = order_.boot();
   content.worker_pid = ::getpid();
   content.worker_start_ticks = TRY(process_start_ticks(::getpid()));
-  record_ = TRY(CommitRecord::create(grant_path(env_, id_), content, true));
+  record_made_ = std::async(std::launch::async, [this, content] {
+    return CommitRecord::create(grant_path(env_, id_), content, true);
+  });
   transport::Token token = TRY(transport::token_from_bytes(order_.token()));
   listener_ = TRY(transport::Listener::open(order_.listen_address(), 0, token, {}));
   sink_.listening(listener_->port());
 
-  shell_ = TRY(capsule::Shell::create(env_, order_.spec()));
+  shell_ = TRY(capsule::Shell::create(env_, order_.spec(), CapsuleId{order_.spare_shell()}));
   std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());
-  identity_.emplace(fmt::format("/proc/{}/root", shell_->init_pid()), std::move(shared));
+  identity_.emplace(fmt::format("/proc/{}/root", shell_->init_pid()), std::move(shared),
+                    hash_dir(env_));
   adapter_.emplace(*shell_);
   restorer_.emplace(TRY(restore::Restorer::create(*adapter_)));
   memory_.emplace(memory::TargetMemory::Options{
@@ -304,6 +319,7 @@ Result<void> Target::on_prepare(const image::Capsule& so_far) {
   TRY(restorer_->prepare(so_far));
   TRY(publish_targets(so_far));
   memory_->forget_targets();
+  TRY(await_record());
   // The next message may already be the freeze's; the bulk of the work before it is done.
   if (!sys::raise_thread_priority()) LOG(info, "the restore runs at ordinary priority");
   wire::ToSource reply;
@@ -321,6 +337,7 @@ Result<void> Target::on_finish(const wire::Finish& finish) {
   reporter_.phase("relay");
   std::int64_t began_ns = monotonic_ns();
   const image::Capsule& final = finish.final();
+  TRY(await_record());
   postcopy_ = finish.postcopy();
   last_round_ = finish.round();
   TRY(shell_->init().relay_put(finish.relay_state()));

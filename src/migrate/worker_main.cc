@@ -6,6 +6,10 @@
 #include "migrate/source.h"
 #include "migrate/target.h"
 #include "migrate/worker_channel.h"
+#include "sys/cpuid.h"
+#include "sys/thread_priority.h"
+#include "sys/vdso.h"
+#include "transport/link.h"
 
 #include <csignal>
 
@@ -24,10 +28,24 @@ NodeEnv env_of(const wire::WorkerEnv& from) {
   return env;
 }
 
+// What any order needs and the daemon's spares have behind them when it comes.
+void warm_up() {
+  transport::warm_up();
+  (void)sys::cpu_features();
+  (void)sys::own_vdso_build_id();
+}
+
 Result<void> serve() {
   WorkerChannel channel{UniqueFd(worker_fd)};
+  // What ps(1) shows of one that waits.
+  sys::set_thread_name("godwit-spare");
+  warm_up();
   wire::WorkerOrder order;
-  TRY(channel.receive(order).with("order"));
+  Result<void> received = channel.receive(order);
+  // A spare whose daemon has ended.
+  if (!received.ok() && received.error().code() == Errc::peer_lost) return {};
+  TRY(std::move(received).with("order"));
+  sys::set_thread_name("godwit-worker");
   NodeEnv env = env_of(order.env());
   EventSink sink(channel);
   wire::Report report;

@@ -289,6 +289,18 @@ Result<CgroupGroup> CgroupGroup::open(const std::string& name) {
   return CgroupGroup(name, std::move(places));
 }
 
+Result<CgroupGroup> CgroupGroup::child(const std::string& name) const {
+  TRY(check_name(name));
+  std::string full = fmt::format("{}/{}", name_, name);
+  std::vector<Place> places;
+  for (const Place& place : places_) {
+    std::string path = fmt::format("{}/{}", place.path, name);
+    if (exists(path)) places.push_back({place.hierarchy, std::move(path)});
+  }
+  if (places.empty()) return make_error(Errc::not_found, "cgroup {} doesn't exist", full);
+  return CgroupGroup(std::move(full), std::move(places));
+}
+
 const CgroupGroup::Place* CgroupGroup::with_controller(std::string_view controller) const {
   for (const Place& place : places_)
     if (place.hierarchy.has(controller)) return &place;

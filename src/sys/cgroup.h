@@ -37,6 +37,10 @@ class CgroupGroup {
   // Fails with Errc::not_found unless the group exists in at least one hierarchy.
   static Result<CgroupGroup> open(const std::string& name);
 
+  // The group `name` below this one, in the hierarchies where it exists: cheaper than `open`, which
+  // looks for what is mounted. Errc::not_found.
+  Result<CgroupGroup> child(const std::string& name) const;
+
   const std::string& name() const { return name_; }
 
   // The group's directory in each hierarchy used. `open` leaves out those where it doesn't exist.

@@ -5,6 +5,8 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <functional>
+
 #include "transport/handshake.h"
 #include "transport/socket.h"
 
@@ -84,44 +86,97 @@ std::uint64_t bytes_acknowledged(std::span<const int> sockets) {
   return sum;
 }
 
-Result<Link> connect(const std::string& address, std::uint16_t port, const Token& token,
-                     LinkKind kind, std::uint32_t index, const LinkOptions& options) {
-  const Deadline deadline(options.connect_timeout_ms);
-  Address to = TRY(numeric_address(address, port));
-  auto attempt = [&]() -> Result<Link> {
-    UniqueFd fd(::socket(to.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!fd.valid()) return os_error("socket");
-    TRY(tune(fd.get(), kind, options));
-    if (::connect(fd.get(), to.get(), to.size) != 0) {
-      if (errno != EINPROGRESS) return socket_error("connect", errno);
-      TRY(wait_for(fd.get(), POLLOUT, deadline));
-      int error = 0;
-      socklen_t size = sizeof error;
-      if (::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size) != 0)
-        return os_error("getsockopt(SO_ERROR)");
-      if (error != 0) return socket_error("connect", error);
-    }
-    const Hello hello = make_hello(kind, index, random_nonce());
-    TRY(send_all(fd.get(), hello, deadline));
+namespace {
+
+// The source's side of one handshake, step by step, so that those of many links can take turns.
+class Dialer {
+ public:
+  Dialer(const Token& token, LinkKind kind, std::uint32_t index)
+      : token_(token), kind_(kind), index_(index) {}
+
+  Result<void> start(const Address& to, const LinkOptions& options) {
+    fd_.reset(::socket(to.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!fd_.valid()) return os_error("socket");
+    TRY(tune(fd_.get(), kind_, options));
+    if (::connect(fd_.get(), to.get(), to.size) != 0 && errno != EINPROGRESS)
+      return socket_error("connect", errno);
+    return {};
+  }
+  Result<void> greet(const Deadline& deadline) {
+    TRY(wait_for(fd_.get(), POLLOUT, deadline));
+    int error = 0;
+    socklen_t size = sizeof error;
+    if (::getsockopt(fd_.get(), SOL_SOCKET, SO_ERROR, &error, &size) != 0)
+      return os_error("getsockopt(SO_ERROR)");
+    if (error != 0) return socket_error("connect", error);
+    hello_ = make_hello(kind_, index_, random_nonce());
+    return send_all(fd_.get(), hello_, deadline);
+  }
+  Result<void> prove(const Deadline& deadline) {
     std::array<std::byte, challenge_bytes> challenge;
-    TRY(receive_all(fd.get(), challenge, deadline));
+    TRY(receive_all(fd_.get(), challenge, deadline));
     Nonce nonce;
     std::copy_n(challenge.begin(), nonce_bytes, nonce.begin());
     // First the target proves itself: a stranger gets no proof of ours to play with.
-    if (!equal_in_constant_time(authenticate(token, target_role, hello, nonce),
+    if (!equal_in_constant_time(authenticate(token_, target_role, hello_, nonce),
                                 std::span(challenge).subspan(nonce_bytes)))
       return make_error(Errc::permission, "who listens doesn't know this migration's token");
-    TRY(send_all(fd.get(), authenticate(token, source_role, hello, nonce), deadline));
+    return send_all(fd_.get(), authenticate(token_, source_role, hello_, nonce), deadline);
+  }
+  Result<Link> finish(const Deadline& deadline) {
     std::array<std::byte, 1> answer;
-    TRY(receive_all(fd.get(), answer, deadline).with("the target didn't accept the token"));
+    TRY(receive_all(fd_.get(), answer, deadline).with("the target didn't accept the token"));
     if (answer[0] != accepted_byte)
       return make_error(Errc::permission, "the target didn't accept the token");
     // Memory's threads block in reads and writes of data streams; messages poll for themselves.
-    TRY(set_blocking(fd.get()));
-    return Link(std::move(fd), kind, index);
+    TRY(set_blocking(fd_.get()));
+    return Link(std::move(fd_), kind_, index_);
+  }
+  std::string name() const { return fmt::format("link {} {}", static_cast<int>(kind_), index_); }
+
+ private:
+  const Token& token_;
+  LinkKind kind_;
+  std::uint32_t index_;
+  UniqueFd fd_;
+  Hello hello_{};
+};
+
+}  // namespace
+
+Result<std::vector<Link>> connect_all(const std::string& address, std::uint16_t port,
+                                      const Token& token, std::span<const LinkName> names,
+                                      const LinkOptions& options) {
+  const Deadline deadline(options.connect_timeout_ms);
+  Address to = TRY(numeric_address(address, port));
+  std::vector<Dialer> dialers;
+  for (const LinkName& name : names) dialers.emplace_back(token, name.kind, name.index);
+  std::vector<Link> links;
+  // One round trip a step, however many links.
+  const std::function<Result<void>(Dialer&)> steps[] = {
+      [&](Dialer& d) { return d.start(to, options); },
+      [&](Dialer& d) { return d.greet(deadline); },
+      [&](Dialer& d) { return d.prove(deadline); },
+      [&](Dialer& d) -> Result<void> {
+        links.push_back(TRY(d.finish(deadline)));
+        return {};
+      },
   };
-  return attempt().with(
-      fmt::format("link {} {} to {}:{}", static_cast<int>(kind), index, address, port));
+  for (const auto& step : steps)
+    for (Dialer& dialer : dialers)
+      TRY(step(dialer).with(fmt::format("{} to {}:{}", dialer.name(), address, port)));
+  return links;
+}
+
+Result<Link> connect(const std::string& address, std::uint16_t port, const Token& token,
+                     LinkKind kind, std::uint32_t index, const LinkOptions& options) {
+  const LinkName name{kind, index};
+  return std::move(TRY(connect_all(address, port, token, {&name, 1}, options)).front());
+}
+
+void warm_up() {
+  const Token token{};
+  (void)authenticate(token, source_role, Hello{}, Nonce{});
 }
 
 }  // namespace godwit::transport

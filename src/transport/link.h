@@ -81,6 +81,17 @@ std::int64_t round_trip_us(int socket);
 // Bytes that the peer's TCP has acknowledged on these sockets, all together. Any thread.
 std::uint64_t bytes_acknowledged(std::span<const int> sockets);
 
+struct LinkName {
+  LinkKind kind;
+  std::uint32_t index;
+};
+// In the time that one takes: four round trips. In the order of `names`.
+Result<std::vector<Link>> connect_all(const std::string& address, std::uint16_t port,
+                                      const Token& token, std::span<const LinkName> names,
+                                      const LinkOptions& options);
+// What the first handshake of a process costs beyond all others (libcrypto's initialization, 1 ms).
+void warm_up();
+
 Result<Link> connect(const std::string& address, std::uint16_t port, const Token& token,
                      LinkKind kind, std::uint32_t index, const LinkOptions& options);
 

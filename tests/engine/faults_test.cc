@@ -293,7 +293,7 @@ class FaultyNodes : public TwoNodes {
       ASSERT_EQ(read_line(), "exited 0");
     }
     ASSERT_NO_FATAL_FAILURE(prove_no_copies());
-    expect_nothing_at(there());
+    expect_no_shell(there());
     ASSERT_OK(capsule::Shell::destroy(here(), id_));
   }
 
@@ -311,14 +311,9 @@ class FaultyNodes : public TwoNodes {
   // A capsule's init is the first process of its PID namespace: nothing survives it.
   void prove_gone() {
     ASSERT_NO_FATAL_FAILURE(prove_no_copies());
-    expect_nothing_at(there());
+    expect_no_shell(there());
     ASSERT_OK(capsule::Shell::destroy(here(), id_));
-    expect_nothing_at(here());
-  }
-
-  void expect_nothing_at(const NodeEnv& env) {
-    EXPECT_FALSE(std::filesystem::exists(env.capsule_run_dir(id_)));
-    EXPECT_FALSE(sys::CgroupGroup::open(capsule::Shell::cgroup_name(env, id_)).ok());
+    expect_no_shell(here());
   }
 
   std::string numbers_;

@@ -51,11 +51,28 @@ class TwoNodes : public ::testing::Test {
   void TearDown() override {
     if (unique_.empty()) return;
     for (Node& node : nodes_)
-      if (!id_.value.empty()) (void)capsule::Shell::destroy(node.env, id_).ok();
+      if (!id_.value.empty()) {
+        (void)capsule::Shell::destroy(node.env, id_).ok();
+        (void)capsule::Shell::destroy_retired(node.env).ok();
+      }
     EXPECT_TRUE(sys::CgroupGroup::remove("godwit-test-" + unique_).ok());
     std::error_code ignored;
     std::filesystem::remove_all("/tmp/godwit-test-" + unique_, ignored);
     std::filesystem::remove_all(shared_dir_, ignored);
+  }
+
+  // As godwitd after a departure; then there must be nothing.
+  void expect_no_shell(const NodeEnv& env) {
+    ASSERT_OK(capsule::Shell::destroy_retired(env));
+    EXPECT_TRUE(std::filesystem::is_empty(env.run_dir + "/capsules"));
+    EXPECT_TRUE(std::filesystem::is_empty(env.state_dir + "/capsules"));
+    Result<sys::CgroupGroup> base = sys::CgroupGroup::open(env.cgroup_base);
+    if (!base.ok()) return;
+    for (const sys::CgroupGroup::Place& place : base->places()) {
+      for (const auto& entry : std::filesystem::directory_iterator(place.path)) {
+        EXPECT_FALSE(entry.is_directory()) << entry.path();
+      }
+    }
   }
 
   // Starts a program on node 0, its output read by `client_`.

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -120,6 +121,8 @@ Fail State::dispatch(Connection& client, Packet& request, Packet& answer) {
     case Message::shutdown:
       shutdown = true;
       return ok();
+    case Message::hostname:
+      return hostname(request);
     default:
       return fail("unknown request", ENOSYS);
   }
@@ -383,6 +386,11 @@ Fail State::drop_fd(const Packet& request) {
   }
   held.count = kept;
   return ok();
+}
+
+Fail State::hostname(const Packet& request) {
+  ::prctl(PR_SET_NAME, "godwit-init");
+  return ::sethostname(request.payload, request.header.length) == 0 ? ok() : fail("sethostname");
 }
 
 }  // namespace godwit::init

@@ -45,6 +45,7 @@ struct State {
   Fail hold_fd(Packet& request);
   Fail fetch_fd(const Packet& request, Packet& answer);
   Fail drop_fd(const Packet& request);
+  Fail hostname(const Packet& request);
 };
 
 }  // namespace godwit::init

@@ -176,7 +176,9 @@ Fail leave_tree(const InitGroups& init) {
 
 Fail prepare(const StartOrder& order, int listener, const InitGroups& init, TreeEntrance& tree) {
   if (::setsid() < 0) return fail("setsid");
-  ::prctl(PR_SET_NAME, "godwit-init");
+  // Without a name it is a spare, until its capsule is known (State::hostname).
+  const bool spare = order.hostname[0] == 0;
+  ::prctl(PR_SET_NAME, spare ? "godwit-spare" : "godwit-init");
   CHECK(mount_private(order));
   // Empty and the capsule's own, so that no key of the node's session is reachable from it. Kernels
   // without keys have nothing to keep apart.
