@@ -33,8 +33,15 @@ Result<pid_t> spawn(const std::string& path, int channel) {
   // A session of its own: signals to the daemon's group aren't for it.
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSID);
   char* const argv[] = {const_cast<char*>("godwit-worker"), nullptr};
+  // Symbols are looked up before an order comes, not at the first call of each function.
+  std::string bind_now = "LD_BIND_NOW=1";
+  std::vector<char*> environment = {bind_now.data()};
+  for (char** variable = environ; *variable != nullptr; ++variable)
+    environment.push_back(*variable);
+  environment.push_back(nullptr);
   pid_t pid = 0;
-  const int error = posix_spawn(&pid, path.c_str(), &actions, &attributes, argv, environ);
+  const int error =
+      posix_spawn(&pid, path.c_str(), &actions, &attributes, argv, environment.data());
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) return os_error(fmt::format("posix_spawn({})", path), error);

@@ -7,6 +7,7 @@
 #include "migrate/target.h"
 #include "migrate/worker_channel.h"
 #include "sys/cpuid.h"
+#include "sys/own_memory.h"
 #include "sys/thread_priority.h"
 #include "sys/vdso.h"
 #include "transport/link.h"
@@ -28,8 +29,12 @@ NodeEnv env_of(const wire::WorkerEnv& from) {
   return env;
 }
 
+// Buffers of streams and images of small programs: what is larger may fault.
+constexpr std::size_t heap_bytes = 8 << 20;
+
 // What any order needs and the daemon's spares have behind them when it comes.
 void warm_up() {
+  sys::prefault_own_memory(heap_bytes);
   transport::warm_up();
   (void)sys::cpu_features();
   (void)sys::own_vdso_build_id();

@@ -3,9 +3,9 @@
 
 namespace godwit::sys {
 
-// Real-time round robin, lowest priority, for the calling thread; else as nice as allowed. True if
-// any of it worked. Such a thread must block by itself, soon: it isn't preempted by ordinary ones.
-// Threads and processes that it starts are ordinary again.
+// Real-time round robin, lowest priority, for the calling thread; else the shortest slice of time,
+// as nice as allowed. True if any of it worked. Such a thread must block by itself, soon: it isn't
+// preempted by ordinary ones. Threads and processes that it starts are ordinary again.
 bool raise_thread_priority();
 void set_thread_name(const char* name);  // At most 15 characters.
 
