@@ -52,9 +52,15 @@ std::int64_t to_ns(const timespec& t) {
   return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
 
-// A file that was written in the tick in which we read it can be written again without another time
-// stamp: such a hash is not for others.
-constexpr std::int64_t racy_ns = 2'000'000'000;
+// A page that is written through a mapping stamps its file once until it has been written back (30
+// s): a younger stamp doesn't tell all, and such a hash is not for others.
+constexpr std::int64_t settled_ns = 60'000'000'000;
+
+// tmpfs stamps no file that is written through a mapping.
+bool stamps_can_be_trusted(int fd) {
+  struct statfs fs {};
+  return ::fstatfs(fd, &fs) == 0 && fs.f_type != TMPFS_MAGIC && fs.f_type != RAMFS_MAGIC;
+}
 
 std::optional<std::uint64_t> read_kept(const std::string& path) {
   if (path.empty()) return std::nullopt;
@@ -116,7 +122,8 @@ Result<std::uint64_t> FileIdentity::content_hash(const std::string& host_path) {
   }
   std::uint64_t hash = XXH3_64bits_digest(state.get());
   hashes_[key] = hash;
-  if (realtime_ns() - std::max(to_ns(st.st_mtim), to_ns(st.st_ctim)) > racy_ns) keep(key, hash);
+  const std::int64_t stamped_ns = std::max(to_ns(st.st_mtim), to_ns(st.st_ctim));
+  if (realtime_ns() - stamped_ns > settled_ns && stamps_can_be_trusted(fd.get())) keep(key, hash);
   return hash;
 }
 
