@@ -38,7 +38,8 @@ LINE_COLUMNS = 100
 FILE_LINES = 650
 TEST_FILE_LINES = 1000
 # Test programs nap on purpose: a blocked call is what they test.
-NAPS_ALLOWED = ("tests/tracees/", "src/restore/restorer_test.cc", "src/capture/selfcheck_tracee")
+NAPS_ALLOWED = ("tests/tracees/", "tests/engine/witness.cc", "src/restore/restorer_test.cc",
+                "src/capture/selfcheck_tracee")
 # A line that asks again and again until a condition holds says so.
 POLLS = re.compile(r"(//|#) [Pp]olls")
 NAP = re.compile(r"sleep_for|\busleep\(|(?<![_a-z])sleep\(|^\s*sleep [0-9.]+|time\.sleep\(")

@@ -143,7 +143,9 @@ Result<image::FileRef> FileTable::refer(pid_t pid, const std::string& place,
   if (path == "/dev/zero" && S_ISREG(st.st_mode)) return is_private(image::PrivateFile::SHMEM, "");
   struct stat named {};
   const std::string through_root = sys::proc_path(pid, "root") + path;
-  const bool found = !deleted && ::stat(through_root.c_str(), &named) == 0;
+  // A symbolic link itself can be open too (O_PATH | O_NOFOLLOW).
+  const int how = S_ISLNK(st.st_mode) ? AT_SYMLINK_NOFOLLOW : 0;
+  const bool found = !deleted && ::fstatat(AT_FDCWD, through_root.c_str(), &named, how) == 0;
   if (found && named.st_dev == st.st_dev && named.st_ino == st.st_ino) {
     ref.set_where(image::FileRef::SHARED);
     return ref;
@@ -221,12 +223,17 @@ Result<std::uint32_t> FileTable::open_file(const Holder& holder, int fd, const s
 Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& process) {
   const Holder holder{pid, process.pid(), pidfd};
   for (int fd : TRY(sys::list_fds(pid))) {
-    sys::FdInfo info = TRY(sys::read_fdinfo(pid, fd));
-    std::uint32_t id = TRY(open_file(holder, fd, info).with(fmt::format("descriptor {}", fd)));
+    Result<sys::FdInfo> info = sys::read_fdinfo(pid, fd);
+    Result<std::uint32_t> id = info.ok() ? open_file(holder, fd, *info) : info.error();
+    if (!id.ok()) {
+      // A running program may have closed it since it was listed.
+      if (!stands_still_ && id.error().sys_errno() == ENOENT) continue;
+      return std::move(id).error().with(fmt::format("descriptor {}", fd));
+    }
     image::Fd& out = *process.add_fds();
     out.set_fd(fd);
-    out.set_cloexec((info.flags & O_CLOEXEC) != 0);
-    out.set_file(id);
+    out.set_cloexec((info->flags & O_CLOEXEC) != 0);
+    out.set_file(*id);
   }
   return {};
 }

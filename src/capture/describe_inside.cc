@@ -35,6 +35,7 @@ constexpr int arch_get_cpuid = 0x1011;
 constexpr int arch_get_xcomp_perm = 0x1022;
 constexpr std::uint64_t xfeature_xtile_data = 1ULL << 18;
 constexpr int last_signal = 64;
+constexpr std::ptrdiff_t rotated_max = 64;         // Signals of one number in a queue.
 constexpr int speculation_kinds = 3;               // Store bypass, indirect branch, L1D flush.
 constexpr std::size_t mempolicy_mask_bytes = 128;  // 1024 nodes.
 
@@ -351,16 +352,17 @@ Result<void> settle_overruns(const FrozenProcess& process, FrozenThread& thread,
   };
   for (int signal : signals) {
     sys::RemoteBatch batch(remote);
-    const RemoteAddr set = batch.put(std::uint64_t{1} << (signal - 1)),
-                     at_once = batch.put(timespec{0, 0});
+    const RemoteAddr set = batch.put_value(std::uint64_t{1} << (signal - 1)),
+                     at_once = batch.put_value(timespec{0, 0});
     // The thread's own queue comes first; all are taken out before any is put back: in order.
     const auto of_thread = count(own, signal), all = of_thread + count(shared, signal);
+    if (all > rotated_max) continue;  // The count is lost, not a signal.
     std::vector<RemoteAddr> taken;
-    for (auto i = 0 * all; i < all; ++i) {
+    for (std::ptrdiff_t i = 0; i < all; ++i) {
       taken.push_back(batch.space(sizeof(siginfo_t)));
       batch.call(SYS_rt_sigtimedwait, set, taken.back(), at_once, 8);
     }
-    for (auto i = 0 * all; i < all; ++i) {
+    for (std::ptrdiff_t i = 0; i < all; ++i) {
       const RemoteAddr info = taken[static_cast<std::size_t>(i)];
       if (i < of_thread)
         batch.call(SYS_rt_tgsigqueueinfo, process.pid_inside, thread.tid_inside, signal, info);

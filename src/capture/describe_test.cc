@@ -7,7 +7,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -424,11 +424,8 @@ TEST(Preflight, FindsNothingAgainstAnOrdinaryProgram) {
 TEST(Preflight, NamesEveryReason) {
   SKIP_WITHOUT_TREES();
   Result<TestTree> tree = TestTree::start_function([](TestTree::Ready ready) {
-    int p[2];
-    (void)!::pipe(p);
-    ::dup2(p[0], 50);
-    ::dup2(::epoll_create1(0), 51);
-    ::dup2(::eventfd(0, 0), 52);
+    ::dup2(::inotify_init1(0), 50);
+    ::dup2(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)), 51);
     ::dup2(::socket(AF_INET, SOCK_STREAM, 0), 53);
     int memory = ::memfd_create("locked", 0);
     ::dup2(memory, 54);
@@ -442,7 +439,7 @@ TEST(Preflight, NamesEveryReason) {
   ASSERT_TRUE(tree.ok()) << tree.error().what();
   Result<std::vector<std::string>> reasons = preflight(tree->ref());
   ASSERT_TRUE(reasons.ok()) << reasons.error().what();
-  for (const char* part : {"descriptor 50", "an epoll instance", "an eventfd", "a socket",
+  for (const char* part : {"descriptor 50", "an inotify instance", "a pidfd", "a socket",
                            "holds a lock", "2 processes"}) {
     EXPECT_TRUE(std::any_of(reasons->begin(), reasons->end(), [&](const std::string& reason) {
       return reason.find(part) != std::string::npos;

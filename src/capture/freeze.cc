@@ -188,7 +188,10 @@ Result<void> FrozenTree::hold() {
 
 Result<void> FrozenTree::unhold() {
   if (!held_) return {};
-  TRY(write_file(freeze_file(tree_), tree_.freezer_v2 ? "0" : "THAWED"));
+  Result<void> thawed = write_file(freeze_file(tree_), tree_.freezer_v2 ? "0" : "THAWED");
+  // A group that was removed holds nobody.
+  if (!thawed.ok() && thawed.error().sys_errno() != ENOENT && thawed.error().sys_errno() != ENODEV)
+    return thawed;
   held_ = false;
   return {};
 }
@@ -478,8 +481,11 @@ bool FrozenTree::take_back_arenas() {
   if (!any) return true;
   return insist([&] { return unhold(); }) && insist([&]() -> Result<void> {
            Result<void> unmapped = unmap_arenas();
-           if (!unmapped.ok() && is_gone(unmapped.error())) return {};
-           return unmapped;
+           if (unmapped.ok() || !is_gone(unmapped.error())) return unmapped;
+           for (const FrozenProcess& process : processes_)
+             if (!process.threads.empty() && sys::is_our_tracee(process.threads.front().tid))
+               return unmapped;
+           return {};
          });
 }
 

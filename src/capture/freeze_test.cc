@@ -492,27 +492,6 @@ TEST(Freeze, DeathOfTheTracerAtAnyTimeIsHarmlessUnderAFilterThatKills) {
   }
 }
 
-TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmlessUnderAFilterThatKills) {
-  SKIP_WITHOUT_TREES();
-  Result<Confined> program = Confined::start();
-  ASSERT_TRUE(program.ok()) << program.error().what();
-  const std::size_t descriptors = std::move(sys::list_fds(program->tree().pid())).value().size();
-  const int step = exhaustive() ? 1 : 5;
-  int kills = 0;
-  for (int n = 1 + ::getpid() % step;; n += step) {
-    const Struck end = strike({.at = n, .kill = true}, [&] {
-      return freeze_and_inject(program->tree().ref(), 20, true).ok();
-    });
-    Result<void> recovered = recover(program->tree().ref());
-    ASSERT_TRUE(recovered.ok()) << recovered.error().what();
-    ASSERT_TRUE(program->goes_on()) << "n=" << n << ": " << program->tree().complaint();
-    ASSERT_NO_FATAL_FAILURE(expect_untouched(program->tree(), descriptors));
-    if (!end.struck) break;
-    ++kills;
-  }
-  std::printf("tracer killed %d times\n", kills);
-}
-
 std::int64_t describe_us(const TreeRef& ref) {
   Result<LiveDescription> live = describe_live(ref);
   EXPECT_TRUE(live.ok()) << live.error().what();

@@ -63,7 +63,7 @@ constexpr std::int64_t last_words_ms_max = 1'000;
 constexpr int relay_attempts_max = 3;
 
 // A running program can remove files faster than we describe it, but not forever.
-constexpr int describe_attempts_max = 5;
+constexpr int describe_attempts_max = 40;
 
 class Source {
  public:
@@ -295,7 +295,10 @@ Result<void> Source::add_spaces(const image::Capsule& image, const PidMap& node_
     if (file.space() == 0 || sent_files_.contains(file.id())) continue;
     wanted.insert(file.space());
     if (memory_.has_space(file.space())) continue;
-    TRY(memory_.add_file(file.space(), TRY(files_->open(file.id()))));
+    Result<UniqueFd> content = files_->open(file.id());
+    // The running program has removed it since; the next look doesn't find it any more.
+    if (frozen_at_us_ == 0 && !content.ok() && content.error().sys_errno() == ENOENT) continue;
+    TRY(memory_.add_file(file.space(), TRY(std::move(content))));
   }
   for (const image::Process& process : prepared_.processes())
     if (!wanted.contains(static_cast<memory::SpaceId>(process.pid())))

@@ -99,6 +99,7 @@ std::vector<sock_filter> random_program(std::mt19937& random) {
                              static_cast<std::uint8_t>(any(3))));
     }
   }
+  for (int i = 0; i < 2; ++i) p.push_back(BPF_STMT(BPF_MISC | BPF_TAX, 0));  // No jump goes beyond.
   p.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xfff));
   p.push_back(BPF_STMT(BPF_ALU | BPF_OR | BPF_K, SECCOMP_RET_ERRNO));
   for (int i = 0; i < 3; ++i) p.push_back(BPF_STMT(BPF_RET | BPF_A, 0));
