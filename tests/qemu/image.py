@@ -56,10 +56,35 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Qemu:
+    """Unpacked below `root`, with those libraries that the machine hasn't installed."""
+    root: str
+
+    @property
+    def program(self):
+        return f"{self.root}/usr/bin/qemu-system-x86_64"
+
+    @property
+    def env(self):
+        libraries = "lib/x86_64-linux-gnu"  # Packages of bookworm may have either place.
+        return {**os.environ, "LD_LIBRARY_PATH": f"{self.root}/usr/{libraries}:{self.root}/{libraries}",
+                "QEMU_MODULE_DIR": f"{self.root}/usr/{libraries}/qemu"}
+
+    def why_not(self):
+        """Why it doesn't start; empty: it does."""
+        try:
+            done = subprocess.run([self.program, "--version"], env=self.env, capture_output=True,
+                                  stdin=subprocess.DEVNULL, text=True, timeout=60, check=False)
+        except OSError as error:
+            return str(error)
+        return "" if done.returncode == 0 else (done.stdout + done.stderr).strip()
+
+
+@dataclasses.dataclass(frozen=True)
 class Image:
     root: str
     kernels: dict
-    qemu: str        # A directory with /usr/bin/qemu-system-x86_64 and the libraries it needs.
+    qemu: Qemu
 
 
 def missing_tools():
@@ -246,8 +271,6 @@ def build(directory, apt, packages, kernel_packages, say):
             apt.unpack(package, scratch / name)
             shutil.copytree(scratch / name / "lib/modules", root / "lib/modules", symlinks=True,
                             dirs_exist_ok=True)
-        say("image: QEMU")
-        apt.unpack_with_needs("qemu-system-x86", QEMU_RELEASE, directory / "qemu")
         finish_modules(root)
         for name in kernel_packages:
             (vmlinuz,) = (scratch / name / "boot").glob("vmlinuz-*")
@@ -277,6 +300,22 @@ def get(cache, binaries, say):
                                for name, release in KERNELS.items()}
             build(directory, apt, packages, kernel_packages, say)
             (directory / "complete").write_text(" ".join(kernel_packages.values()) + "\n")
+        qemu = get_qemu(cache, directory, say)
     return Image(str(directory / "root.ext4"), {
         name: Kernel(name, str(directory / f"vmlinuz-{name}"), str(directory / f"initramfs-{name}"))
-        for name in KERNELS}, str(directory / "qemu"))
+        for name in KERNELS}, qemu)
+
+
+def get_qemu(cache, directory, say):
+    """The machine's own libraries count, so what was unpacked once may do no more."""
+    qemu = Qemu(str(directory / "qemu"))
+    if not qemu.why_not():
+        return qemu
+    say("image: QEMU")
+    shutil.rmtree(qemu.root, ignore_errors=True)
+    apt = Apt(cache / "apt")
+    apt.update()
+    apt.unpack_with_needs("qemu-system-x86", QEMU_RELEASE, qemu.root)
+    if reason := qemu.why_not():
+        raise NoImage(f"QEMU doesn't start: {reason}")
+    return qemu

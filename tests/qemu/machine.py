@@ -11,8 +11,8 @@ import time
 
 MEMORY_MIB = 1280
 PROCESSORS = 2
-BOOT_LIMIT_S = 240
-COMMAND_LIMIT_S = 120
+BOOT_LIMIT_S = 900
+COMMAND_LIMIT_S = 600
 PORT_NAME = "org.godwit.test"
 # Under emulation the checks for processor bugs cost time in every system call, the watchdogs of
 # clocks and processors see a machine that isn't theirs.
@@ -39,8 +39,9 @@ class Machine:
     """Started by `start`, gone after `end`, whatever happened between. Its disks are never written:
     what it changes goes to a temporary file of QEMU, which has no name."""
 
-    def __init__(self, name, image, kernel, directory):
+    def __init__(self, name, image, kernel, cpu, directory):
         self.name = name
+        self.cpu = cpu
         self.image = image
         self.kernel = image.kernels[kernel]
         self.directory = pathlib.Path(directory)
@@ -59,9 +60,10 @@ class Machine:
         path = self.directory / f"{self.name}.port"
         qemu = self.image.qemu
         argv = [
-            f"{qemu}/usr/bin/qemu-system-x86_64",
-            "-L", f"{qemu}/usr/share/qemu", "-L", f"{qemu}/usr/share/seabios", "-nodefaults", "-no-user-config", "-display", "none",
-            "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max",
+            qemu.program, "-L", f"{qemu.root}/usr/share/qemu",
+            "-L", f"{qemu.root}/usr/share/seabios",
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", self.cpu,
             "-smp", str(PROCESSORS), "-m", str(MEMORY_MIB), "-no-reboot",
             "-kernel", self.kernel.vmlinuz, "-initrd", self.kernel.initramfs,
             "-append", f"{KERNEL_OPTIONS} systemd.hostname={self.name}",
@@ -78,9 +80,7 @@ class Machine:
         with open(self.directory / f"{self.name}.qemu", "wb") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(link_fd,),
-                env={**os.environ, "TMPDIR": str(self.directory),
-                     "LD_LIBRARY_PATH": f"{qemu}/usr/lib/x86_64-linux-gnu",
-                     "QEMU_MODULE_DIR": f"{qemu}/usr/lib/x86_64-linux-gnu/qemu"}, preexec_fn=_end_with_parent)
+                env={**qemu.env, "TMPDIR": str(self.directory)}, preexec_fn=_end_with_parent)
         self._connect(path)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

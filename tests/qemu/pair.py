@@ -10,12 +10,15 @@ from machine import Machine, MachineFailed, make_disk
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 NODES = {"n1": "6.12", "n2": "6.1"}
+# Without AVX and protection keys the XSAVE area ends after its header: 576 bytes instead of 2696.
+LESSER_CPU = "max,avx=off,avx2=off,pku=off"
+CPUS = {"same": {"n1": "max", "n2": "max"}, "lesser": {"n1": LESSER_CPU, "n2": "max"}}
 NETWORK = "10.77"              # Of the wire, which nothing else is connected to.
 NODE_PORT = 7717
 SOCKET = "/run/godwit/godwitd.sock"
 GODWIT = "/opt/godwit/bin/godwit"
 PROGRAMS = "/opt/godwit/programs"
-DAEMON_LIMIT_S = 120
+DAEMON_LIMIT_S = 600
 LIMIT_FACTOR = 10              # Limits of cases and commands, for the slowness of emulation.
 
 CONFIG = """\
@@ -114,10 +117,10 @@ def stage(directory, binaries, programs, cases):
 class Pair:
     """`with Pair(...) as pair`: whatever happens, no process and no file is left afterwards."""
 
-    def __init__(self, image, directory, say):
+    def __init__(self, image, cpus, directory, say):
         self.directory = pathlib.Path(directory)
         self.say = say
-        self.machines = {node: Machine(node, image, kernel, directory)
+        self.machines = {node: Machine(node, image, kernel, CPUS[cpus][node], directory)
                          for node, kernel in NODES.items()}
 
     def __enter__(self):
@@ -171,15 +174,31 @@ class Pair:
         rows = json.loads(text)
         return rows["migrations"] if isinstance(rows, dict) else rows
 
-    def run_case(self, case, uid, modes, limit_s):
-        """Moves one tracee n1 -> n2 -> n1 ... once for each of `modes`; its judge runs on n1."""
-        return self.machines["n1"].run(
+    def run_case(self, case, uid, modes, start, limit_s):
+        """Moves one tracee to and fro, once for each of `modes`; it starts on `start`, as its judge
+        does."""
+        (other,) = set(NODES) - {start}
+        return self.machines[start].run(
             "/usr/bin/python3", "/opt/godwit/tests/system/run_tracee.py", "moved",
             "--programs", PROGRAMS, "--godwit", GODWIT, "--user", str(uid),
-            "--modes", ",".join(modes), case.name,
+            "--modes", ",".join(modes), "--nodes", f"{start},{other}", case.name,
             env={"GODWIT_SOCKET": SOCKET, "PYTHONDONTWRITEBYTECODE": "1",
                  "GODWIT_TEST_LIMIT_FACTOR": str(LIMIT_FACTOR)},
             limit_s=limit_s)
+
+    def can_migrate(self, program, source, target):
+        """The reasons against moving this tracee, by `godwit can-migrate` on its node."""
+        machine, name = self.machines[source], f"can-{program}"[:30]
+        env = {"GODWIT_SOCKET": SOCKET}
+        machine.must(GODWIT, "run", "-d", "--name", name, "--", f"{PROGRAMS}/{program}", env=env)
+        try:
+            result = machine.run(GODWIT, "can-migrate", name, target, "--json", env=env)
+            answer = json.loads(result.stdout)
+            if "reasons" not in answer:
+                raise MachineFailed(f"{source}: can-migrate: {result.text()}")
+            return answer["reasons"]
+        finally:
+            machine.must(GODWIT, "kill", name, env=env)
 
     def logs(self):
         """What the daemons and kernels said, for a failure."""

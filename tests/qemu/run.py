@@ -9,6 +9,7 @@ short: about six tracees, for ctest. full: all of them. Exit status 77: skipped.
 import argparse
 import pathlib
 import re
+import resource
 import signal
 import shutil
 import sys
@@ -21,7 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "system")]
 import image as images          # noqa: E402
 import manifest                 # noqa: E402
 from machine import MEMORY_MIB, MachineFailed   # noqa: E402
-from pair import NODES, Pair    # noqa: E402
+from pair import CPUS, NODES, Pair    # noqa: E402
 
 SKIP = 77
 NOBODY = 65534
@@ -50,9 +51,17 @@ def parse():
     parser.add_argument("--cache", type=pathlib.Path, default=HERE.parent.parent / "build/qemu")
     parser.add_argument("--cases", help="only those whose name matches")
     parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--starts", default=None, help="n1,n2: where programs start; short: n1")
+    parser.add_argument("--cpus", choices=CPUS, default=None,
+                        help="lesser: n1's processor has no AVX")
     parser.add_argument("--users", default=None, help="root,user; short: root")
     parser.add_argument("--keep", action="store_true", help="don't remove logs of a failure")
-    return parser.parse_args()
+    options = parser.parse_args()
+    short = options.what == "short"
+    options.cpus = options.cpus or "same"
+    # From n2 to a lesser n1 nothing may go that began there.
+    options.starts = options.starts or ("n1" if short or options.cpus != "same" else "n1,n2")
+    return options
 
 
 def available_mib():
@@ -107,6 +116,15 @@ def check_doctor(pair, say):
     return wrong
 
 
+def check_refusal(pair, program, say):
+    """A program that began with AVX can't go where there is none, and is told so by name."""
+    reasons = pair.can_migrate(program, "n2", "n1")
+    say(f"n2 -> n1: refused: {'; '.join(reasons)}")
+    if any(re.search(r"processor of n1 lacks avx$", reason) for reason in reasons):
+        return []
+    return [f"n1 has no AVX, and can-migrate doesn't say so: {reasons}"]
+
+
 def report_ways(pair, say):
     """What became of each mode in each direction, as both nodes remember it."""
     ways = {}
@@ -128,21 +146,25 @@ def run_cases(pair, options, cases, say):
     modes = [mode for mode in options.modes.split(",") for _ in range(2)]  # There and back.
     outcomes = {"passed": 0, "skipped": 0}
     failures = check_doctor(pair, say)
-    runs = [(case, *user) for case in cases for user in wanted_users(options, case)]
-    start = time.monotonic()
-    for done, (case, user, uid) in enumerate(runs):
-        if options.what == "short" and time.monotonic() - start > SHORT_S:
+    if options.cpus == "lesser":
+        failures += check_refusal(pair, cases[0].program, say)
+    runs = [(case, *user, start) for case in cases for user in wanted_users(options, case)
+            for start in options.starts.split(",")]
+    first_began = time.monotonic()
+    for done, (case, user, uid, start) in enumerate(runs):
+        if options.what == "short" and time.monotonic() - first_began > SHORT_S:
             say(f"the time is over: {len(runs) - done} of {len(runs)} cases are left out")
             break
         began = time.monotonic()
-        result = pair.run_case(case, uid, modes, CASE_S)
+        result = pair.run_case(case, uid, modes, start, CASE_S)
         took_s = time.monotonic() - began
         if result.status in (0, SKIP):
             outcomes["passed" if result.status == 0 else "skipped"] += 1
-            say(f"{case.name} ({user}): {result.text().splitlines()[-1]}, {took_s:.1f} s")
+            say(f"{case.name} ({user}, from {start}): {result.text().splitlines()[-1]}, "
+                f"{took_s:.1f} s")
             continue
-        failures.append(f"{case.name} ({user})")
-        say(f"{case.name} ({user}): FAILED, status {result.status}, {took_s:.1f} s\n"
+        failures.append(f"{case.name} ({user}, from {start})")
+        say(f"{case.name} ({user}, from {start}): FAILED, status {result.status}, {took_s:.1f} s\n"
             f"{result.text()}")
     report_ways(pair, say)
     if failures:
@@ -156,6 +178,11 @@ def run_cases(pair, options, cases, say):
 def work(options):
     began = time.monotonic()
 
+    def cpu_s():
+        """Of all processes that have ended: what this costs, however busy the machine is."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     def say(text):
         print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
 
@@ -164,16 +191,18 @@ def work(options):
         image = images.get(options.cache, binaries, say)
     except images.NoImage as error:
         raise Skip(f"the machines' file system can't be made here: {error}") from None
+    image_s = cpu_s()
     if options.what == "image":
         say(image.root)
         return 0
     cases = wanted_cases(options)
     directory = tempfile.mkdtemp(prefix="godwit-qemu-")
     try:
-        with Pair(image, directory, say) as pair:
+        with Pair(image, options.cpus, directory, say) as pair:
             pair.start(binaries, options.build / "tests/tracees", cases)
             return run_cases(pair, options, cases, say)
     finally:
+        say(f"processor time: image {image_s:.0f} s, machines {cpu_s() - image_s:.0f} s")
         if options.keep:
             say(f"kept: {directory}")
         else:

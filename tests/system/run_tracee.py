@@ -2,7 +2,8 @@
 """Runs one case of tests/tracees: at rest (no migration at all), or moved between two nodes.
 
     run_tracee.py rest  --programs DIR [--user UID] CASE
-    run_tracee.py moved --programs DIR --godwit PATH [--user UID] [--modes stop,...] CASE
+    run_tracee.py moved --programs DIR --godwit PATH [--user UID] [--modes stop,...] [--nodes n1,n2]
+                  CASE
 
 A moved case goes n1 -> n2 -> n1 ... once in each mode, then checks itself. One that must be refused
 is asked to move, and then checks itself where it is. When a case fails after several modes it is run
@@ -37,6 +38,7 @@ class Run:
         self.case = case
         self.uid = options.user
         self.path = os.path.join(options.programs, case.program)
+        self.first, self.second = options.nodes.split(",")
         self.events = []
 
     def rest(self):
@@ -50,7 +52,7 @@ class Run:
     def moved(self, cluster, modes):
         name = f"t{os.getpid()}-{self.uid}-{'-'.join(m[:2] for m in modes)}"
         with contextlib.ExitStack() as undo:
-            argv = [cluster.godwit, "run", "--name", name, "--node", "n1"]
+            argv = [cluster.godwit, "run", "--name", name, "--node", self.first]
             if self.case.in_shared_dir:
                 directory = tempfile.mkdtemp(prefix="tracee-", dir=cluster.shared_dir())
                 undo.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -78,7 +80,9 @@ class Run:
             self.expect_refusal(cluster, name)
             return
         for index, mode in enumerate(modes if len(modes) % 2 == 0 else (*modes, modes[-1])):
-            source, target = ("n1", "n2") if index % 2 == 0 else ("n2", "n1")
+            source, target = self.first, self.second
+            if index % 2 == 1:
+                source, target = target, source
             result = cluster.run("migrate", name, target, "--mode", mode, "--json", uid=self.uid)
             self.events.append(f"  migrate {target} --mode {mode}: status {result.status} "
                                f"{result.text()}")
@@ -92,14 +96,15 @@ class Run:
             raise Failed(f"migrate to {target} in mode {mode} failed: {result.text()}")
 
     def expect_refusal(self, cluster, name):
-        for command in (("can-migrate", name, "n2"), ("migrate", name, "n2", "--mode", "stop")):
+        for command in (("can-migrate", name, self.second),
+                        ("migrate", name, self.second, "--mode", "stop")):
             result = cluster.run(*command, uid=self.uid)
             self.events.append(f"  {command[0]}: status {result.status} {result.text()}")
             if result.status == 0:
                 raise Failed(f"{command[0]} doesn't refuse")
             if not re.search(self.case.refused, result.text()):
                 raise Failed(f"{command[0]} doesn't name /{self.case.refused}/: {result.text()}")
-        self.expect_at(cluster, name, "n1")
+        self.expect_at(cluster, name, self.first)
 
     def expect_at(self, cluster, name, node):
         # A node that is busy may not answer in time; `ps` says so by a warning, and shows the rest.
@@ -181,6 +186,7 @@ def parse():
     parser.add_argument("case")
     parser.add_argument("--programs", required=True)
     parser.add_argument("--godwit")
+    parser.add_argument("--nodes", default="n1,n2", help="where it starts, where it goes")
     parser.add_argument("--user", type=int, default=os.geteuid())
     parser.add_argument("--modes", default=os.environ.get("GODWIT_TEST_MODES") or ",".join(MODES))
     options = parser.parse_args()
