@@ -1,15 +1,28 @@
 #include "capture/signal_frames.h"
 
 #include <gtest/gtest.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <csignal>
 
 #include "capture/test_tree.h"
 #include "sys/cpuid.h"
+#include "sys/proc.h"
 
 namespace godwit::capture {
 namespace {
+
+// It says that it is ready before it has closed the pipe by which it says so.
+void await_pause(pid_t pid) {
+  constexpr int looks_max = 10'000;
+  for (int looks = 0; looks < looks_max; ++looks) {
+    Result<sys::ProcSyscall> call = sys::read_syscall(pid, pid);
+    if (call.ok() && !call->running && call->nr == SYS_pause) return;
+    ::usleep(1'000);  // Polls.
+  }
+  ADD_FAILURE() << "process " << pid << " doesn't come to its pause";
+}
 
 // Reasons for a target whose area has so many bytes, of a program that waits inside or outside of a
 // signal handler.
@@ -28,6 +41,7 @@ std::vector<std::string> reasons_of(bool in_handler, std::uint32_t bytes) {
     ::raise(SIGUSR1);
   });
   EXPECT_TRUE(tree.ok()) << tree.error().what();
+  await_pause(tree->pid());
   Result<FrozenTree> frozen = freeze(tree->ref());
   EXPECT_TRUE(frozen.ok()) << frozen.error().what();
   image::Capsule described;

@@ -285,7 +285,9 @@ class FaultyNodes : public TwoNodes {
   void prove_unharmed(const std::string& end = "") {
     if (may_lose_init_ && !capsule::Shell::open(here(), id_).ok()) return prove_gone();
     ASSERT_NO_FATAL_FAILURE(follow());
-    if (Result<void> sent = send("check"); !sent.ok()) ASSERT_NE(end, "") << sent.error().what();
+    if (Result<void> sent = send("check"); !sent.ok()) {
+      ASSERT_NE(end, "") << sent.error().what();
+    }
     std::string line = read_line();
     if (line != end || end.empty()) {
       EXPECT_EQ(line.substr(0, 8), "numbers ") << line;

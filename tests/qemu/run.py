@@ -35,8 +35,10 @@ SHORT_S = 300
 CASE_S = 900
 BINARIES = ("godwitd", "godwit", "godwit-worker", "godwit-init")
 # What `godwit doctor` must say of each kernel: the start of a probe's name, and its status.
-DOCTOR = {"n1": (("PAGEMAP_SCAN", "ok"), ("userfaultfd WP_ASYNC", "ok")),
-          "n2": (("PAGEMAP_SCAN", "degraded"), ("userfaultfd WP_ASYNC", "degraded"))}
+DOCTOR = {"n1": (("PAGEMAP_SCAN", "ok"), ("userfaultfd WP_ASYNC", "ok"),
+                 ("tracking of writes", "ok"), ("memory-deny-write-execute", "ok")),
+          "n2": (("PAGEMAP_SCAN", "degraded"), ("userfaultfd WP_ASYNC", "degraded"),
+                 ("tracking of writes", "degraded"), ("memory-deny-write-execute", "degraded"))}
 
 
 class Skip(Exception):
@@ -53,14 +55,14 @@ def parse():
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--starts", default=None, help="n1,n2: where programs start; short: n1")
     parser.add_argument("--cpus", choices=CPUS, default=None,
-                        help="lesser: n1's processor has no AVX")
+                        help="lesser: n1's processor has no AVX (short); same (full)")
     parser.add_argument("--users", default=None, help="root,user; short: root")
     parser.add_argument("--keep", action="store_true", help="don't remove logs of a failure")
     options = parser.parse_args()
     short = options.what == "short"
-    options.cpus = options.cpus or "same"
+    options.cpus = options.cpus or ("lesser" if short else "same")
     # From n2 to a lesser n1 nothing may go that began there.
-    options.starts = options.starts or ("n1" if short or options.cpus != "same" else "n1,n2")
+    options.starts = options.starts or ("n1,n2" if options.cpus == "same" else "n1")
     return options
 
 
