@@ -53,6 +53,8 @@
 namespace godwit::capture {
 namespace {
 
+// Tasks stop within microseconds of their turn. What has none for so long keeps its whole timeouts.
+constexpr std::int64_t frozen_limit_us = 5'000;
 constexpr std::int64_t stop_limit_us = 10'000'000;
 constexpr int list_rounds_max = 1'000;               // Each finds at least one new thread.
 constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go within that.
@@ -184,6 +186,18 @@ Result<void> FrozenTree::hold() {
   if (held_) return {};
   held_ = true;  // As far as thaw() is concerned, also if this fails.
   return write_file(freeze_file(tree_), tree_.freezer_v2 ? "1" : "FROZEN");
+}
+
+// Whether every task has come to rest in the freezer: only then each has been woken by it, and a
+// count of wake-ups tells whether there was another one (sleep_clock.cc).
+bool FrozenTree::all_frozen() const {
+  if (!held_ || !tree_.freezer_v2) return false;
+  for (const std::int64_t began = monotonic_us(); monotonic_us() - began < frozen_limit_us;) {
+    Result<std::string> events = read_file(tree_.freezer_path + "/cgroup.events");
+    if (!events.ok()) return false;
+    if (events->find("frozen 1") != std::string::npos) return true;
+  }
+  return false;
 }
 
 Result<void> FrozenTree::unhold() {
@@ -457,18 +471,6 @@ std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
   return sleeps;
 }
 
-void FrozenTree::keep_timeouts() {
-  for (FrozenProcess& process : processes_) {
-    for (FrozenThread& thread : process.threads) {
-      if (!thread.asleep_since_ns) continue;
-      Result<sys::RemoteProcess*> memory = remote(process);
-      if (!memory.ok()) continue;  // Gone.
-      if (Result<void> kept = keep_timeout(process, thread, **memory, frozen_at_ns_); !kept.ok())
-        LOG(debug, "timeout of thread {}: {}", thread.tid_inside, kept.error().what());
-    }
-  }
-}
-
 // Preconditions: as unmap_arena's. A program that was killed has none.
 bool FrozenTree::take_back_arenas() {
   bool adrift = false, any = false;
@@ -493,7 +495,6 @@ Result<void> FrozenTree::thaw(std::vector<sys::InterruptedSleep>* sleeps) {
   if (held_ && !complete_) seize_rest();
   bool undone = take_back_arenas();
   if (sleeps != nullptr) *sleeps = interrupted_sleeps();
-  if (undone) keep_timeouts();  // Not of a thread that is still in a batch.
   // The leaders last: one isn't seen to end before all other threads have been.
   std::stable_partition(seized_.begin(), seized_.end(), [&](pid_t tid) {
     return std::none_of(processes_.begin(), processes_.end(),
@@ -533,7 +534,7 @@ Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
   std::vector<FrozenTree::Known> known = TRY(tree.look_before(hints));
   tree.frozen_at_ns_ = monotonic_ns();
   if (ref.freezer_v2) TRY(tree.hold());
-  if (hints.measure_sleeps)
+  if (hints.measure_sleeps && tree.all_frozen())
     for (auto& k : known)
       if (k.sleep) k.sleep->confirm();
   TRY(tree.seize_all(known));

@@ -115,6 +115,7 @@ class FrozenTree {
   struct Known;  // What was found out about a thread while it was still running.
   Result<std::vector<Known>> look_before(const FreezeHints& hints) const;
   Result<void> hold();
+  bool all_frozen() const;
   Result<void> seize_all(std::vector<Known>& known);
   Result<bool> seize_new(std::vector<Known>& known);
   Result<bool> seize_one(pid_t tid, std::int64_t patience_us);
@@ -126,7 +127,6 @@ class FrozenTree {
   Result<void> unmap_arenas();
   bool take_back_arenas();
   std::vector<sys::InterruptedSleep> interrupted_sleeps();
-  void keep_timeouts();
   FrozenProcess& process_of(pid_t pid, pid_t pid_inside);
 
   TreeRef tree_;

@@ -47,19 +47,6 @@ std::int64_t call_by_code(const sys::RemoteProcess& memory, const sys::Regs& reg
   return found;
 }
 
-bool begins_anew(std::int64_t nr) {
-  switch (nr) {
-    case SYS_epoll_wait:
-    case SYS_epoll_pwait:
-    case SYS_epoll_pwait2:
-    case SYS_rt_sigtimedwait:
-    case SYS_semtimedop:
-      return true;
-    default:
-      return false;
-  }
-}
-
 }  // namespace
 
 TimeoutArg relative_timeout(std::int64_t nr, const std::uint64_t (&args)[6]) {
@@ -90,34 +77,6 @@ TimeoutArg relative_timeout(std::int64_t nr, const std::uint64_t (&args)[6]) {
       // memory.
       return {};
   }
-}
-
-Result<void> keep_timeout(const FrozenProcess& process, FrozenThread& thread,
-                          const sys::RemoteProcess& memory, std::int64_t frozen_at_ns) {
-  sys::Regs regs = thread.regs;
-  if (!sys::in_syscall(regs) || static_cast<std::int64_t>(regs.rax) != sys::err_restartnohand)
-    return {};
-  if (!begins_anew(static_cast<std::int64_t>(regs.orig_rax)) || !thread.asleep_since_ns) return {};
-  image::Thread described;
-  TRY(describe_restart(process, thread, memory, frozen_at_ns, described));
-  if (!described.has_restart()) return {};
-  const image::Restart& restart = described.restart();
-  const std::int64_t left_ns =
-      std::max<std::int64_t>(0, restart.remaining_ns() - (monotonic_ns() - frozen_at_ns));
-  if (restart.timeout() == image::Restart::MILLISECONDS) {
-    regs.r10 = static_cast<std::uint64_t>((left_ns + ns_per_ms - 1) / ns_per_ms);
-  } else {
-    // Below the red zone of its stack: nobody's memory while it is in the call, which reads it
-    // when it begins.
-    constexpr std::uint64_t below_stack = 256, alignment = 16;
-    const std::uint64_t place = (regs.rsp - below_stack) & ~(alignment - 1);
-    const std::int64_t time[2] = {left_ns / ns_per_s, left_ns % ns_per_s};
-    if (!memory.write({place}, std::as_bytes(std::span(time))).ok()) return {};
-    (restart.timeout_arg() == 2 ? regs.rdx : regs.r10) = place;
-  }
-  TRY(sys::ptrace_set_regs(thread.tid, regs));
-  thread.regs = regs;
-  return {};
 }
 
 Result<sys::Regs> describe_restart(const FrozenProcess& process, const FrozenThread& thread,

@@ -7,7 +7,7 @@
 struct SelfCheck {
   static constexpr std::size_t jobs_max = 128;
   std::atomic<std::uint64_t> beats[jobs_max];
-  std::atomic<int> jobs;   // Set when all threads exist.
+  std::atomic<int> jobs;  // Set when all threads exist.
   std::atomic<int> stop;
   char error[256];
 };

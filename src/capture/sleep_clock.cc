@@ -119,11 +119,12 @@ SleepClock SleepClock::calibrate() {
 std::optional<SleepSample> SleepClock::sample(pid_t pid, pid_t tid) const {
   Result<sys::ProcSyscall> call = sys::read_syscall(pid, tid);
   if (!call.ok() || call->running || !may_have_timeout(call->nr)) return std::nullopt;
+  const std::optional<std::uint64_t> times_before = times_scheduled(pid, tid);
   Result<std::string> sched = read_file(sys::proc_path(pid, tid, "sched"));
   Result<sys::ProcStat> stat = sys::read_stat(pid, tid);
   std::optional<std::uint64_t> times = times_scheduled(pid, tid);
-  if (!sched.ok() || !stat.ok() || !times) return std::nullopt;
-  // Still the same sleep as at the first look?
+  // Of one sleep all of it: a thread that woke up between two looks may be in an equal call again.
+  if (!sched.ok() || !stat.ok() || !times || times != times_before) return std::nullopt;
   Result<sys::ProcSyscall> again = sys::read_syscall(pid, tid);
   if (!again.ok() || again->running || again->nr != call->nr) return std::nullopt;
   std::optional<std::int64_t> start = exec_start_ns(*sched);

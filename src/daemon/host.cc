@@ -90,8 +90,8 @@ Result<void> Host::start_shell(const HostedPtr& capsule, const api::RunRequest& 
   auto shell = TRY(capsule::Shell::create(config_.env, spec, spares_.take_shell()));
   TRY(set_cpu_quota(capsule));
   std::error_code error;
-  if (!std::filesystem::is_directory(
-          fmt::format("/proc/{}/root{}", shell.init_pid(), spec.cwd()), error))
+  if (!std::filesystem::is_directory(fmt::format("/proc/{}/root{}", shell.init_pid(), spec.cwd()),
+                                     error))
     return make_error(Errc::refused, "the working directory {} doesn't exist on {}", spec.cwd(),
                       config_.env.node);
   TRY(shell.gate(true));

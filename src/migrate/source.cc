@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <iterator>
 #include <map>
 #include <optional>
@@ -24,6 +23,7 @@
 #include "migrate/capsule_files.h"
 #include "migrate/clock_difference.h"
 #include "migrate/commit_record.h"
+#include "migrate/eager_pages.h"
 #include "migrate/file_identity.h"
 #include "migrate/round_policy.h"
 #include "migrate/shell_adapter.h"
@@ -100,7 +100,6 @@ class Source {
   Result<void> check_not_executed() const;
   Result<void> compare_clocks();
   Result<void> drop_unknown_registers(const capture::FrozenTree& tree, image::Capsule& final) const;
-  static std::vector<memory::RoundOptions::Range> touched_at_once(const image::Capsule& image);
   Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
                                         std::vector<memory::RoundOptions::Range> eager = {});
   Result<void> expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
@@ -218,8 +217,7 @@ Result<void> Source::open() {
 
 Result<void> Source::preflight() {
   std::vector<std::string> reasons = TRY(capture::preflight(*tree_));
-  if (reasons.empty())
-    reasons = TRY(capture::preflight_inside(*tree_, sleeps_, &kernel_needs_));
+  if (reasons.empty()) reasons = TRY(capture::preflight_inside(*tree_, sleeps_, &kernel_needs_));
   if (!reasons.empty()) return refused(reasons);
   return {};
 }
@@ -570,29 +568,6 @@ Result<void> Source::drop_unknown_registers(const capture::FrozenTree& tree,
     }
   }
   return {};
-}
-
-// Post-copy: pages that the target's kernel touches while it restores, and those that every thread
-// touches with its first instructions; asking for them one by one would be the first thing it does.
-std::vector<memory::RoundOptions::Range> Source::touched_at_once(const image::Capsule& image) {
-  std::vector<memory::RoundOptions::Range> ranges;
-  for (const image::Process& process : image.processes()) {
-    auto space = static_cast<memory::SpaceId>(process.pid());
-    for (const restore::MemoryRange& range : restore::Restorer::pages_needed(process))
-      ranges.push_back({.space = space, .start = range.start, .end = range.end});
-    for (const image::Thread& thread : process.threads()) {
-      user_regs_struct regs{};
-      if (thread.regs().size() != sizeof regs) continue;
-      std::memcpy(&regs, thread.regs().data(), sizeof regs);
-      ranges.push_back({.space = space,
-                        .start = regs.rsp & ~(page_bytes - 1),
-                        .end = (regs.rsp & ~(page_bytes - 1)) + 2 * page_bytes});
-      ranges.push_back({.space = space,
-                        .start = regs.fs_base & ~(page_bytes - 1),
-                        .end = (regs.fs_base & ~(page_bytes - 1)) + page_bytes});
-    }
-  }
-  return ranges;
 }
 
 Result<void> Source::commit(capture::FrozenTree& tree) {
