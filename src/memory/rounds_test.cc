@@ -81,6 +81,18 @@ TEST(Rounds, PrecopyOfHugePagesIsExact) {
   precopy_exactly(64 << 20, true, {});
 }
 
+// The first few land in huge pages, then the same area is filled page by page.
+TEST(Rounds, HugePagesThatAreExpensiveOnTheTargetAreCopiedOneByOne) {
+  NEEDS_UFFD_TRACKING();
+  precopy_exactly(64 << 20, true,
+                  {.streams = 2,
+                   .copy_uffd = true,
+                   .drop = true,
+                   .track = true,
+                   .layouts = true,
+                   .huge_page_us_max = 1});
+}
+
 TEST(Rounds, PrecopyWithoutAnyHelpOnTheTargetIsExact) {
   NEEDS_UFFD_TRACKING();
   precopy_exactly(

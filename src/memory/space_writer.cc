@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <ctime>
 
 #include "base/ids.h"
 #include "base/log.h"
@@ -15,10 +16,31 @@ namespace {
 
 constexpr std::uint64_t copy_area_bytes_min = 256 * 1024;
 
+std::int64_t thread_cpu_us() {
+  timespec t{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<std::int64_t>(t.tv_sec) * 1'000'000 + t.tv_nsec / 1'000;
+}
+
 }  // namespace
 
-SpaceWriter::SpaceWriter(SpaceId space, SpaceTarget target, bool first_round)
-    : space_(space), target_(std::move(target)), may_copy_(first_round && target_.copy_uffd >= 0) {
+void HugePageCost::note(std::int64_t cpu_us, std::uint64_t pages) {
+  if (pages == 0) return;
+  if (cpu_us <= us_max_ * static_cast<std::int64_t>(pages)) {
+    expensive_ = 0;
+    return;
+  }
+  if ((expensive_ += static_cast<int>(pages)) < in_a_row || too_high_.exchange(true)) return;
+  LOG(info, "a fresh huge page takes {} us here: pages are copied one by one",
+      cpu_us / static_cast<std::int64_t>(pages));
+}
+
+SpaceWriter::SpaceWriter(SpaceId space, SpaceTarget target, bool first_round,
+                         HugePageCost& huge_page_cost)
+    : space_(space),
+      target_(std::move(target)),
+      may_copy_(first_round && target_.copy_uffd >= 0),
+      huge_page_cost_(huge_page_cost) {
   for (std::size_t i = 0; i < target_.areas.size(); ++i)
     states_.push_back(std::make_unique<AreaState>());
   if (may_copy_) {
@@ -47,6 +69,7 @@ Result<void> SpaceWriter::write_file(const PageRun& run, const std::byte* data) 
 Result<SpaceWriter::Way> SpaceWriter::way_for(std::size_t index, bool huge) {
   const Area& area = target_.areas[index];
   AreaState& state = *states_[index];
+  huge = huge && !huge_page_cost_.too_high();
   const Way known = state.way.load(std::memory_order_acquire);
   if (known == Way::write || (known == Way::copy && !huge)) return known;
   std::lock_guard lock(state.change);
@@ -131,11 +154,49 @@ Result<void> SpaceWriter::write_plain(std::span<const ArrivedRun> runs) {
   return {};
 }
 
+// Areas that were filled with huge pages so far take the rest one by one.
+void SpaceWriter::turn_to_copying() {
+  std::unique_lock alone(turning_);
+  if (turned_) return;
+  turned_ = true;
+  for (std::size_t i = 0; i < states_.size(); ++i) {
+    const Area& area = target_.areas[i];
+    if (states_[i]->way != Way::write || !area.anonymous ||
+        area.end - area.start < copy_area_bytes_min)
+      continue;
+    if (sys::uffd_register(target_.copy_uffd, area.start, area.end, sys::UffdMode::missing).ok())
+      states_[i]->way = Way::copy;
+  }
+}
+
 Result<void> SpaceWriter::write(std::span<const ArrivedRun> runs) {
   if (is_file()) {
     for (const ArrivedRun& arrived : runs) TRY(write_file(arrived.run, arrived.data));
     return {};
   }
+  std::shared_lock together(turning_);
+  if (may_copy_ && huge_page_cost_.too_high() && !turned_) {
+    together.unlock();
+    turn_to_copying();
+    together.lock();
+  }
+  return write_pages(runs);
+}
+
+// Measured by this thread's processor time, which the host's work for a page of ours is part of.
+Result<void> SpaceWriter::write_measured(std::span<const ArrivedRun> runs) {
+  std::uint64_t fresh = 0;
+  if (may_copy_)
+    for (const ArrivedRun& arrived : runs)
+      if (arrived.run.huge && arrived.run.page % (huge_page_bytes / page_bytes) == 0) ++fresh;
+  if (fresh == 0) return write_plain(runs);
+  const std::int64_t start_us = thread_cpu_us();
+  TRY(write_plain(runs));
+  huge_page_cost_.note(thread_cpu_us() - start_us, fresh);
+  return {};
+}
+
+Result<void> SpaceWriter::write_pages(std::span<const ArrivedRun> runs) {
   std::vector<ArrivedRun> plain;
   for (ArrivedRun left : runs) {
     while (left.run.pages > 0) {
@@ -160,7 +221,7 @@ Result<void> SpaceWriter::write(std::span<const ArrivedRun> runs) {
       plain.push_back(part);
     }
   }
-  return write_plain(plain);
+  return write_measured(plain);
 }
 
 Result<void> SpaceWriter::zero(const PageRun& run) {

@@ -34,11 +34,15 @@ struct TargetMemory::Impl final : FrameSink {
   std::map<SpaceId, PageSet> pending;   // Missing until post-copy brings it.
   std::map<SpaceId, bool> has_content;  // Something was written there.
   bool first_round = true;
+  HugePageCost huge_page_cost;
   std::optional<Error> error;
   std::shared_ptr<Pager> pager;
   std::vector<std::unique_ptr<PageReceiver>> receivers;  // Last: stops before the rest goes.
 
-  explicit Impl(Options given) : options(std::move(given)) {}
+  explicit Impl(Options given)
+      : options(std::move(given)),
+        huge_page_cost(options.huge_page_us_max > 0 ? options.huge_page_us_max
+                                                    : HugePageCost::us_max_default) {}
 
   Result<std::shared_ptr<SpaceWriter>> writer_of(SpaceId space) {
     std::lock_guard lock(mutex);
@@ -49,7 +53,8 @@ struct TargetMemory::Impl final : FrameSink {
         writers.erase(space);
         return std::move(target).error().with(fmt::format("space {:#x}", space));
       }
-      writer = std::make_shared<SpaceWriter>(space, std::move(target).value(), first_round);
+      writer = std::make_shared<SpaceWriter>(space, std::move(target).value(), first_round,
+                                             huge_page_cost);
     }
     return writer;
   }

@@ -82,6 +82,9 @@ class TargetMemory {
   struct Options {
     Lookup lookup;
     Drop drop;
+    // From what CPU time for a fresh huge page on pages are copied one by one (space_writer.h). 0:
+    // the default.
+    std::int64_t huge_page_us_max = 0;
   };
   explicit TargetMemory(Options options);
   ~TargetMemory();  // Shuts the streams down and joins the threads. A pager that runs leaves faults

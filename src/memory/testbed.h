@@ -78,6 +78,7 @@ class Bed {
     bool drop = true;
     bool track = true;
     bool layouts = true;
+    std::int64_t huge_page_us_max = 0;  // 1: any huge page is too expensive.
   };
   Bed(Child& source, Child& target, Settings settings);
   Bed(Child& source, Child& target) : Bed(source, target, Settings()) {}

@@ -281,6 +281,7 @@ Bed::Bed(Child& source, Child& target, Settings settings)
                        static_cast<long>(run.pages * page_bytes), MADV_DONTNEED);
       return {};
     };
+  options.huge_page_us_max = settings_.huge_page_us_max;
   target_memory_ = std::make_unique<TargetMemory>(std::move(options));
   for (StreamPair& stream : streams_)
     EXPECT_TRUE(target_memory_->add_stream(stream.target.get()).ok());
