@@ -70,7 +70,10 @@ struct Outcome {
   std::optional<Error> error;
 };
 
-void work(WorkQueue& queue, std::span<SendJob> jobs, StreamWriter& writer, Outcome& outcome) {
+// `all`: a stream that fails ends the round. The peer may read none of the others any more, so that
+// a thread would wait in its send for ever.
+void work(WorkQueue& queue, std::span<SendJob> jobs, std::span<StreamWriter> all,
+          StreamWriter& writer, Outcome& outcome) {
   outcome.jobs.resize(jobs.size());
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     outcome.jobs[i].space = jobs[i].space;
@@ -92,6 +95,7 @@ void work(WorkQueue& queue, std::span<SendJob> jobs, StreamWriter& writer, Outco
     if (!sent.ok()) {
       outcome.error = std::move(sent).error();
       queue.stop();
+      for (const StreamWriter& each : all) each.shut_down();
       break;
     }
   }
@@ -173,8 +177,8 @@ Result<SendTotals> send_jobs(std::span<SendJob> jobs, std::span<StreamWriter> wr
   std::vector<Outcome> outcomes(workers);
   std::vector<std::thread> threads;
   for (std::size_t i = 1; i < workers; ++i)
-    threads.emplace_back([&, i] { work(queue, jobs, writers[i], outcomes[i]); });
-  work(queue, jobs, writers[0], outcomes[0]);
+    threads.emplace_back([&, i] { work(queue, jobs, writers, writers[i], outcomes[i]); });
+  work(queue, jobs, writers, writers[0], outcomes[0]);
   for (std::thread& thread : threads) thread.join();
 
   SendTotals totals;

@@ -93,6 +93,13 @@ Plan plan_process(SpaceId space, ProcessSpace& p, Harvest harvest, const RoundOp
   // A page's history before the first harvest isn't known, whatever its bits say.
   p.todo.add(p.harvested ? harvest.dirty : harvest.content);
   p.harvested = true;
+  // What is there and isn't at the target goes there, whatever its bits say. A page that was moved
+  // away by mremap(2) just when it was to be read looked like zeros or like nothing, and is clean
+  // when it comes back. Pages that really hold zeros are looked at again, which costs a reading.
+  PageSet absent = harvest.content;
+  absent.remove(p.at_target);
+  absent.remove(p.pending);
+  p.todo.add(absent);
 
   plan.drop = p.at_target;
   plan.drop.add(p.pending);

@@ -45,6 +45,8 @@ void StreamWriter::run(wire::FrameType type, SpaceId space, const PageRun& run) 
   }
 }
 
+void StreamWriter::shut_down() const { sys::shut_down(fd_); }
+
 Result<void> StreamWriter::flush() {
   Result<void> sent = sys::send_vector(fd_, iovecs_);
   iovecs_.clear();

@@ -26,6 +26,8 @@ class StreamWriter {
   // round_end with the counts since the last one; flushes.
   Result<void> end_round(std::uint64_t round);
 
+  void shut_down() const;  // By any thread: what waits to send ends with an error.
+
   std::uint64_t bytes_sent() const { return bytes_sent_; }
   std::size_t frames_waiting() const { return headers_.size(); }
 

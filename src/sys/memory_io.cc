@@ -98,6 +98,8 @@ Result<void> mem_write(int mem_fd, std::uint64_t address, std::span<const std::b
   return {};
 }
 
+void shut_down(int fd) { ::shutdown(fd, SHUT_RDWR); }
+
 Result<void> send_vector(int fd, std::span<iovec> iovecs) {
   while (!iovecs.empty()) {
     msghdr message{};

@@ -38,6 +38,8 @@ Result<void> mem_write(int mem_fd, std::uint64_t address, std::span<const std::b
 
 // Connected sockets that block; a lost peer is Errc::peer_lost. `iovecs` is used up.
 Result<void> send_vector(int fd, std::span<iovec> iovecs);
+// Ends every call on it, also one that waits in another thread.
+void shut_down(int fd);
 // At least `least` bytes, at most into.size(); how many.
 Result<std::size_t> receive_some(int fd, std::span<std::byte> into, std::size_t least);
 Result<void> receive_exact(int fd, std::span<std::byte> into);
