@@ -525,7 +525,8 @@ api::CapsuleInfo Host::info(const HostedPtr& capsule) {
   const auto& spec = record.spec();
   info.set_id(spec.id());
   info.set_name(spec.name());
-  info.set_node(config_.env.node.value);
+  info.set_arriving(record.incoming());
+  info.set_node(record.incoming() ? record.source() : config_.env.node.value);
   info.set_state(record.state());
   info.set_user(spec.user());
   info.set_uid(spec.uid());

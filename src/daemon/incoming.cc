@@ -231,9 +231,20 @@ void Migrations::remove_spare(const CapsuleId& spare) {
     LOG(error, "spare shell: {}", gone.error().what());
 }
 
+void Migrations::note_grants() {
+  for (const auto& capsule : host_.all()) {
+    {
+      const std::lock_guard lock(capsule->mutex);
+      if (!capsule->record.incoming()) continue;
+    }
+    note_grant(capsule);
+  }
+}
+
 // True once the record says that the capsule runs here; then it is shown, and its streams are
 // served.
 bool Migrations::note_grant(const HostedPtr& capsule) {
+  const std::lock_guard one(grants_);
   auto record = migrate::CommitRecord::open(migrate::grant_path(config_.env, capsule->id()), true);
   if (!record.ok()) return false;
   const auto content = record->read();

@@ -57,7 +57,9 @@ class Migrations {
   // Where to: the node with most free processor, of those with room. Also for `run --node best`.
   Result<Choice> choose(std::uint64_t memory_bytes, bool here_too);
 
-  // As target.
+  // As target. `note_grants`: what has started here counts from now on, also if its worker's watcher
+  // hasn't looked since; for whoever answers where a capsule is.
+  void note_grants();
   Result<node::ReserveReply> reserve(const std::string& peer, const node::ReserveRequest& request);
   Result<node::ReleaseReply> release(const node::ReleaseRequest& request);
   Result<node::OutcomeReply> outcome(const node::OutcomeRequest& request);
@@ -110,6 +112,7 @@ class Migrations {
   const Result<std::string> offered_;
   Spares& spares_;
 
+  std::mutex grants_;  // One at a time notes that a capsule runs here.
   std::mutex mutex_;
   std::map<std::string, std::uint64_t> reserved_bytes_;  // Incoming, by capsule.
   std::set<std::string> drains_watched_;                 // By capsule.

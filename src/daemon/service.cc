@@ -43,6 +43,7 @@ std::string default_name(const std::string& program, const std::string& id) {
 
 Result<Service::Place> Service::locate_once(const rpc::Call& call, const std::string& reference,
                                             bool& arriving) {
+  migrations_.note_grants();
   auto here = host_.find(call.uid, reference);
   const bool live_here = here.ok() && [&] {
     const std::lock_guard lock((*here)->mutex);
@@ -233,16 +234,20 @@ Result<bool> Service::claim_everywhere(const std::string& name, const std::strin
 Result<api::PsReply> Service::ps(const rpc::Call& call, const api::PsRequest& request) {
   api::PsReply reply;
   std::map<std::string, api::CapsuleInfo> seen;
-  // A capsule that is moving may be told of twice: where it runs is what counts.
+  // A capsule that is moving may be told of twice: where it runs is what counts. Who asks one node
+  // just before it starts there and the other just after it has left sees only that it is arriving.
   const auto add = [&](const api::CapsuleInfo& info) {
     auto [at, fresh] = seen.try_emplace(info.id(), info);
-    if (!fresh && at->second.state() == state::migrating) at->second = info;
+    if (fresh) return;
+    const bool moving = at->second.state() == state::migrating && !info.arriving();
+    if (at->second.arriving() || moving) at->second = info;
   };
+  migrations_.note_grants();
   for (const auto& capsule : host_.all()) {
     {
       const std::lock_guard lock(capsule->mutex);
       const auto& record = capsule->record;
-      if (record.incoming() || (!call.root() && record.spec().uid() != call.uid)) continue;
+      if (!call.root() && record.spec().uid() != call.uid) continue;
     }
     add(host_.info(capsule));
   }
@@ -448,6 +453,7 @@ Result<api::RemoveReply> Service::remove(const rpc::Call& call, const api::Remov
 
 Result<node::FindReply> Service::find(const node::FindRequest& request) {
   node::FindReply reply;
+  migrations_.note_grants();
   reply.set_arriving(host_.is_arriving(request.uid(), request.capsule()));
   auto found = host_.find(request.uid(), request.capsule());
   if (!found.ok()) return reply;

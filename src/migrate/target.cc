@@ -379,6 +379,7 @@ Result<void> Target::on_grant(Epoch epoch) {
   TRY(shell_->gate(true));
   TRY(shell_->announce());
   TRY(shell_->init().relay_go());
+  reporter_.tell();  // godwitd looks at the record at once, and serves the streams.
   note_sleeps(env_, id_, restorer_->sleeps());
   return {};
 }
