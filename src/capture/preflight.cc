@@ -164,10 +164,8 @@ Result<void> check_namespaces(const TreeRef& tree, pid_t pid, pid_t tid, pid_t i
   // Not the cgroup namespace: the capsule's program has one whose root is the tree's own group,
   // init stays outside of it.
   for (const char* name : {"mnt", "net", "pid", "uts", "ipc", "user"}) {
-    const std::string theirs =
-        TRY(sys::read_link(sys::proc_path(pid, tid, fmt::format("ns/{}", name))));
-    const std::string capsules =
-        TRY(sys::read_link(sys::proc_path(tree.init_pid, fmt::format("ns/{}", name))));
+    const std::string theirs = TRY(sys::read_namespace(pid, tid, name));
+    const std::string capsules = TRY(sys::read_namespace(tree.init_pid, tree.init_pid, name));
     if (theirs != capsules)
       reasons.add("thread {} of process {} is in a {} namespace of its own", tid, inside, name);
   }

@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "base/ids.h"
+#include "base/thread_name.h"
 #include "sys/memory_io.h"
-#include "sys/thread_priority.h"
 
 namespace godwit::memory {
 namespace {
@@ -88,7 +88,7 @@ void PageReceiver::stop() {
 }
 
 void PageReceiver::receive() {
-  sys::set_thread_name("godwit-receive");
+  name_thread("godwit-receive");
   std::vector<std::byte> carry;
   while (true) {
     {
@@ -109,7 +109,7 @@ void PageReceiver::receive() {
 }
 
 void PageReceiver::write() {
-  sys::set_thread_name("godwit-write");
+  name_thread("godwit-write");
   while (true) {
     {
       std::unique_lock lock(mutex_);

@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/thread_name.h"
 #include "memory/source_impl.h"
 #include "sys/memory_io.h"
 #include "sys/thread_priority.h"
@@ -98,7 +99,7 @@ class PageServer {
   }
 
   void push(std::size_t stream) {
-    sys::set_thread_name("godwit-push");
+    name_thread("godwit-push");
     StreamWriter writer(streams_[stream]);
     BatchSender sender(writer);
     sender.tell_every_zero();
@@ -140,7 +141,7 @@ class PageServer {
 
   // Requests and acknowledgements, until every stream is acknowledged.
   Result<void> serve() {
-    sys::set_thread_name("godwit-serve");
+    name_thread("godwit-serve");
     const bool raised = sys::raise_thread_priority();
     (void)raised;  // Slower faults are all that is lost.
     StreamWriter writer(urgent_);

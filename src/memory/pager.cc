@@ -11,6 +11,7 @@
 #include "base/ids.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "memory/areas.h"
 #include "memory/scan.h"
 #include "sys/memory_io.h"
@@ -179,7 +180,7 @@ void Pager::fail(Error error) {
 }
 
 void Pager::loop() {
-  sys::set_thread_name("godwit-pager");
+  name_thread("godwit-pager");
   if (!sys::raise_thread_priority()) LOG(info, "the pager runs at ordinary priority");
   bool linked = true;
   std::vector<pollfd> waiting;

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "sys/file_attributes.h"
 
 namespace godwit::migrate {
 namespace {
@@ -24,13 +25,23 @@ std::int64_t to_ns(const timespec& t) {
   return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
 
-void fill(image::PrivateFile& file, const struct stat& st) {
+// `way` leads to it; not asked of links, which have no attributes of their own.
+Result<void> fill(image::PrivateFile& file, const struct stat& st, const std::string& way) {
   file.set_mode(st.st_mode);
   file.set_uid(st.st_uid);
   file.set_gid(st.st_gid);
   file.set_size(S_ISREG(st.st_mode) ? static_cast<std::uint64_t>(st.st_size) : 0);
   file.set_mtime_ns(to_ns(st.st_mtim));
   file.set_atime_ns(to_ns(st.st_atim));
+  if (S_ISLNK(st.st_mode)) return {};
+  Result<std::vector<sys::Xattr>> attributes = sys::read_xattrs(way);
+  if (!attributes.ok() && attributes.error().sys_errno() == ENOENT) return {};  // Removed just now.
+  for (sys::Xattr& attribute : TRY(std::move(attributes))) {
+    image::Xattr& out = *file.add_xattrs();
+    out.set_name(std::move(attribute.name));
+    out.set_value(std::move(attribute.value));
+  }
+  return {};
 }
 
 // Where a captured object can be opened: its name, a descriptor of some process, or a mapping.
@@ -120,7 +131,7 @@ Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& n
                         file.path());
     struct stat st {};
     if (::stat(way.c_str(), &st) != 0) return os_error(fmt::format("stat({})", way));
-    fill(file, st);
+    TRY(fill(file, st, way));
     Key key{st.st_dev, st.st_ino, ""};
     Known& known = know(key, st);
     // Memory behind a mapping changes without any time stamp.
@@ -160,7 +171,7 @@ Result<void> CapsuleFiles::add_entry(image::Capsule& image, int dir, const std::
   file.set_id(known.id);
   file.set_kind(image::PrivateFile::PATH);
   file.set_path(full);
-  fill(file, st);
+  TRY(fill(file, st, fmt::format("/proc/self/fd/{}/{}", dir, name)));
   in_image_[key] = known.id;
   if (another_link) {
     file.set_nlink_of(present->second);

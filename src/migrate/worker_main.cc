@@ -1,6 +1,7 @@
 // godwit-worker: one side of one migration, or one small task of the engine, in a process of its
 // own. A crash here costs a migration, not the node. Takes its order from descriptor 3.
 #include "base/log.h"
+#include "base/thread_name.h"
 #include "migrate/recover.h"
 #include "migrate/resume.h"
 #include "migrate/source.h"
@@ -8,7 +9,6 @@
 #include "migrate/worker_channel.h"
 #include "sys/cpuid.h"
 #include "sys/own_memory.h"
-#include "sys/thread_priority.h"
 #include "sys/vdso.h"
 #include "transport/link.h"
 
@@ -43,14 +43,14 @@ void warm_up() {
 Result<void> serve() {
   WorkerChannel channel{UniqueFd(worker_fd)};
   // What ps(1) shows of one that waits.
-  sys::set_thread_name("godwit-spare");
+  name_thread("godwit-spare");
   warm_up();
   wire::WorkerOrder order;
   Result<void> received = channel.receive(order);
   // A spare whose daemon has ended.
   if (!received.ok() && received.error().code() == Errc::peer_lost) return {};
   TRY(std::move(received).with("order"));
-  sys::set_thread_name("godwit-worker");
+  name_thread("godwit-worker");
   NodeEnv env = env_of(order.env());
   EventSink sink(channel);
   wire::Report report;

@@ -5,13 +5,17 @@
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 
 #include <algorithm>
 #include <cstring>
+
+#include "sys/sched_attr.h"
 
 namespace godwit::restore {
 namespace {
@@ -23,16 +27,6 @@ constexpr std::uint64_t mce_kill_default = 2;  // PR_MCE_KILL_DEFAULT
 constexpr std::uint64_t siginfo_bytes = 128;
 constexpr unsigned ss_autodisarm = 1u << 31;
 constexpr unsigned ss_disable = 2;
-
-// struct sched_attr, first version (uapi/linux/sched/types.h clashes with <sched.h>).
-struct SchedAttr {
-  std::uint32_t size, policy;
-  std::uint64_t flags;
-  std::int32_t nice;
-  std::uint32_t priority;
-  std::uint64_t runtime, deadline, period;
-};
-static_assert(sizeof(SchedAttr) == 48);
 
 std::uint64_t u(std::int64_t n) { return static_cast<std::uint64_t>(n); }
 
@@ -79,9 +73,17 @@ void add_affinity(Batch& b, const image::Thread& t, const cpu_set_t& cpus, Notes
 Result<void> add_scheduling(Batch& b, const ThreadContext& c, Notes& notes) {
   const image::Thread& t = c.thread;
   add_affinity(b, t, c.cpus, notes);
-  SchedAttr attr{sizeof(SchedAttr), t.sched_policy(), t.sched_flags(), t.nice(),
-                 t.rt_priority(),   t.dl_runtime(),   t.dl_deadline(), t.dl_period()};
+  const sys::SchedAttr attr{.policy = t.sched_policy(),
+                            .flags = t.sched_flags(),
+                            .nice = t.nice(),
+                            .priority = t.rt_priority(),
+                            .runtime = t.dl_runtime(),
+                            .deadline = t.dl_deadline(),
+                            .period = t.dl_period()};
   b.call(SYS_sched_setattr, "sched_setattr", {0, b.put_value(attr), 0});
+  // sched_setattr leaves the nice value of other classes as it was.
+  if (t.sched_policy() != SCHED_OTHER && t.sched_policy() != SCHED_BATCH)
+    b.call(SYS_setpriority, "setpriority", {PRIO_PROCESS, 0, u(t.nice())});
   constexpr std::uint64_t ioprio_who_process = 1;
   if (t.ioprio() != 0) b.call(SYS_ioprio_set, "ioprio_set", {ioprio_who_process, 0, t.ioprio()});
   if (t.timerslack_ns() != 0) {

@@ -380,6 +380,14 @@ Result<std::vector<pid_t>> list_threads(pid_t pid) {
   return tids;
 }
 
+Result<std::string> read_namespace(pid_t pid, pid_t tid, const std::string& kind) {
+  Result<std::string> link = read_link(proc_path(pid, tid, "ns/" + kind));
+  if (link.ok()) return link;
+  const int error = link.error().sys_errno();
+  if (error != ENOENT && error != ESRCH) return link;
+  return Error(Errc::tracee_gone, link.error().what(), error);
+}
+
 Result<std::string> read_link(const std::string& path) {
   std::string target(4096, '\0');
   ssize_t n = ::readlink(path.c_str(), target.data(), target.size());

@@ -105,6 +105,8 @@ Result<FdInfo> read_fdinfo(pid_t pid, int fd);
 Result<std::vector<int>> list_fds(pid_t pid);        // Sorted.
 Result<std::vector<pid_t>> list_threads(pid_t pid);  // The leader first.
 Result<std::string> read_link(const std::string& path);
+// "ipc:[4026531839]" for kind "ipc": equal texts, equal namespaces.
+Result<std::string> read_namespace(pid_t pid, pid_t tid, const std::string& kind);
 
 // /proc/PID/task/TID/syscall: what a sleeping thread is waiting in.
 struct ProcSyscall {

@@ -3,8 +3,11 @@
 #include <linux/ioprio.h>
 #include <sched.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "sys/sched_attr.h"
 
 namespace godwit::sys {
 namespace {
@@ -16,16 +19,6 @@ Error failed(const char* call, pid_t tid) {
   return Error(Errc::tracee_gone, error.what(), saved);
 }
 
-// struct sched_attr: its kernel header clashes with <sched.h>.
-struct SchedAttr {
-  std::uint32_t size, policy;
-  std::uint64_t flags;
-  std::int32_t nice;
-  std::uint32_t priority;
-  std::uint64_t runtime, deadline, period;
-};
-static_assert(sizeof(SchedAttr) == 48);
-
 constexpr std::size_t cpus_max = 8192;  // CONFIG_NR_CPUS of distributions.
 
 }  // namespace
@@ -35,7 +28,11 @@ Result<ThreadAttr> read_thread_attr(pid_t tid) {
   SchedAttr attr{};
   if (::syscall(SYS_sched_getattr, tid, &attr, sizeof attr, 0) < 0)
     return failed("sched_getattr", tid);
-  out.policy = attr.policy, out.flags = attr.flags, out.nice = attr.nice;
+  out.policy = attr.policy, out.flags = attr.flags;
+  // What it was before it became real-time, or idle, comes back when that ends.
+  errno = 0;
+  out.nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(tid));
+  if (out.nice == -1 && errno != 0) return failed("getpriority", tid);
   out.rt_priority = attr.priority;
   out.dl_runtime = attr.runtime, out.dl_deadline = attr.deadline, out.dl_period = attr.period;
 

@@ -1,6 +1,5 @@
 #include "sys/thread_priority.h"
 
-#include <pthread.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -8,19 +7,11 @@
 
 #include <cstdint>
 
+#include "sys/sched_attr.h"
+
 namespace godwit::sys {
 
 namespace {
-
-// struct sched_attr, first version (uapi/linux/sched/types.h clashes with <sched.h>).
-struct SchedAttr {
-  std::uint32_t size, policy;
-  std::uint64_t flags;
-  std::int32_t nice;
-  std::uint32_t priority;
-  std::uint64_t runtime, deadline, period;
-};
-static_assert(sizeof(SchedAttr) == 48);
 
 constexpr std::int32_t raised_nice = -15;
 constexpr std::uint64_t flag_reset_on_fork = 1;
@@ -36,12 +27,12 @@ bool raise_thread_priority() {
   // Control groups with a share of real time but none for ours (CONFIG_RT_GROUP_SCHED). Who runs
   // with the shortest slice that there is (6.12; before, it is ignored) goes on as soon as it wakes
   // up, while others wait for the end of somebody's slice of 3 ms, at every wait.
-  const SchedAttr attr{
-      sizeof(SchedAttr), SCHED_OTHER, flag_reset_on_fork, raised_nice, 0, least_slice_ns, 0, 0};
+  const SchedAttr attr{.policy = SCHED_OTHER,
+                       .flags = flag_reset_on_fork,
+                       .nice = raised_nice,
+                       .runtime = least_slice_ns};
   if (::syscall(SYS_sched_setattr, 0, &attr, 0) == 0) return true;
   return ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), raised_nice) == 0;
 }
-
-void set_thread_name(const char* name) { ::pthread_setname_np(::pthread_self(), name); }
 
 }  // namespace godwit::sys

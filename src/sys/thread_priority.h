@@ -7,6 +7,5 @@ namespace godwit::sys {
 // as nice as allowed. True if any of it worked. Such a thread must block by itself, soon: it isn't
 // preempted by ordinary ones. Threads and processes that it starts are ordinary again.
 bool raise_thread_priority();
-void set_thread_name(const char* name);  // At most 15 characters.
 
 }  // namespace godwit::sys
