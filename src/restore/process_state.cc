@@ -277,10 +277,14 @@ Result<void> restore_process(Skeleton& skeleton, const image::Process& process,
                              const image::Clocks& clocks, const OpenFiles& files,
                              std::int64_t frozen_ns, Notes& notes) {
   TRY(restore_mm(skeleton, process, files));
-  TRY(restore_posix_timers(skeleton, process, clocks, frozen_ns, notes));
   Batch b = skeleton.batch();
-  add_directories(b, process);
+  // Before anything can send a signal: to ignore one drops it wherever it is queued, also where it
+  // is blocked, and a timer whose signal was dropped never expires again.
   add_handlers(b, process);
+  TRY(skeleton.run(b));
+  b.clear();
+  TRY(restore_posix_timers(skeleton, process, clocks, frozen_ns, notes));
+  add_directories(b, process);
   add_interval_timers(b, process, frozen_ns);
   if (process.thp_disable())
     b.call(SYS_prctl, "prctl(PR_SET_THP_DISABLE)", {PR_SET_THP_DISABLE, 1, 0, 0, 0});

@@ -83,11 +83,12 @@ Fail enter_tree(const TreeEntrance& tree, bool in_v2) {
 }
 
 void reset_signals() {
-  struct sigaction standard {};
-  standard.sa_handler = SIG_DFL;
+  // Also those that libc keeps for itself, and whose handlers it doesn't let us set: posix_spawn
+  // leaves them ignored in whatever it starts.
+  const std::uint64_t standard[4] = {};  // The kernel's struct sigaction: SIG_DFL.
   for (int signal = 1; signal <= 64; ++signal)
-    if (signal != SIGKILL && signal != SIGSTOP && signal != 32 && signal != 33)
-      ::sigaction(signal, &standard, nullptr);
+    if (signal != SIGKILL && signal != SIGSTOP)
+      ::syscall(SYS_rt_sigaction, signal, standard, nullptr, sizeof(std::uint64_t));
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);

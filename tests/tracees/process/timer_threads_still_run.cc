@@ -5,6 +5,10 @@ using namespace tracee;
 std::atomic<uint64_t> ticks{0};
 
 int main() {
+  // As in whatever posix_spawn starts: glibc's own signals, SIGEV_THREAD's among them, are ignored.
+  constexpr int glibc_timer_signal = 32;
+  const uint64_t ignore[4] = {1, 0, 0, 0};  // The kernel's struct sigaction with SIG_IGN.
+  need(syscall(SYS_rt_sigaction, glibc_timer_signal, ignore, nullptr, 8) == 0, "rt_sigaction");
   struct sigevent event = {};
   event.sigev_notify = SIGEV_THREAD;
   event.sigev_value.sival_int = 42;
