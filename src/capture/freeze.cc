@@ -211,10 +211,9 @@ Result<void> FrozenTree::unhold() {
 }
 
 // What can be found out while the program still runs is not found out while it is stopped.
-Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(const FreezeHints& hints) const {
+Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(
+    const FreezeHints& hints, const std::optional<SleepClock>& clock) const {
   std::vector<Known> known;
-  std::optional<SleepClock> clock;
-  if (hints.measure_sleeps) clock = SleepClock::calibrate();
   for (pid_t tid : TRY(list_tree_threads(tree_))) {
     // Kept open for describe(), within reason.
     Result<UniqueFd> file = open_fd(sys::proc_path(tid, tid, "status"), O_RDONLY);
@@ -471,6 +470,18 @@ std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
   return sleeps;
 }
 
+void FrozenTree::keep_timeouts() {
+  for (FrozenProcess& process : processes_) {
+    for (FrozenThread& thread : process.threads) {
+      if (!thread.asleep_since_ns) continue;
+      Result<sys::RemoteProcess*> memory = remote(process);
+      if (!memory.ok()) continue;  // Gone.
+      if (Result<void> kept = keep_timeout(process, thread, **memory, frozen_at_ns_); !kept.ok())
+        LOG(debug, "timeout of thread {}: {}", thread.tid_inside, kept.error().what());
+    }
+  }
+}
+
 // Preconditions: as unmap_arena's. A program that was killed has none.
 bool FrozenTree::take_back_arenas() {
   bool adrift = false, any = false;
@@ -495,6 +506,7 @@ Result<void> FrozenTree::thaw(std::vector<sys::InterruptedSleep>* sleeps) {
   if (held_ && !complete_) seize_rest();
   bool undone = take_back_arenas();
   if (sleeps != nullptr) *sleeps = interrupted_sleeps();
+  if (undone) keep_timeouts();  // Not of a thread that is still in a batch.
   // The leaders last: one isn't seen to end before all other threads have been.
   std::stable_partition(seized_.begin(), seized_.end(), [&](pid_t tid) {
     return std::none_of(processes_.begin(), processes_.end(),
@@ -531,12 +543,14 @@ void FrozenTree::seize_rest() {
 
 Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
   FrozenTree tree(ref);
-  std::vector<FrozenTree::Known> known = TRY(tree.look_before(hints));
+  std::optional<SleepClock> clock;
+  if (hints.measure_sleeps) clock = SleepClock::calibrate();
+  std::vector<FrozenTree::Known> known = TRY(tree.look_before(hints, clock));
   tree.frozen_at_ns_ = monotonic_ns();
   if (ref.freezer_v2) TRY(tree.hold());
-  if (hints.measure_sleeps && tree.all_frozen())
+  if (clock && tree.all_frozen())
     for (auto& k : known)
-      if (k.sleep) k.sleep->confirm();
+      if (k.sleep) clock->confirm(*k.sleep, tree.frozen_at_ns_);
   TRY(tree.seize_all(known));
   for (FrozenProcess& process : tree.processes_) {
     process.pidfd = TRY(sys::open_pidfd(process.pid));

@@ -17,6 +17,8 @@
 
 namespace godwit::capture {
 
+class SleepClock;
+
 // What the capsule's init says about the program's standard streams (capsule/init_protocol.h).
 struct TreeStdio {
   enum class Kind { none, pipes, pty } kind = Kind::none;
@@ -33,9 +35,8 @@ struct TreeRef {
 };
 
 struct FreezeHints {
-  // For the last freeze of a migration: measure since when sleeping threads sleep, so that timeouts
-  // can be continued on another kernel (sleep_clock.h). Costs about 25 us a thread before anything
-  // is stopped.
+  // Measure since when sleeping threads sleep, so that timeouts can be continued, here and on
+  // another kernel (sleep_clock.h). Costs about 25 us a thread before anything is stopped.
   bool measure_sleeps = false;
   // Of threads that this node let go on before, from thaw() or from the restorer.
   std::vector<sys::InterruptedSleep> known_sleeps = {};
@@ -113,7 +114,8 @@ class FrozenTree {
   explicit FrozenTree(TreeRef tree) : tree_(std::move(tree)) {}
 
   struct Known;  // What was found out about a thread while it was still running.
-  Result<std::vector<Known>> look_before(const FreezeHints& hints) const;
+  Result<std::vector<Known>> look_before(const FreezeHints& hints,
+                                         const std::optional<SleepClock>& clock) const;
   Result<void> hold();
   bool all_frozen() const;
   Result<void> seize_all(std::vector<Known>& known);
@@ -127,6 +129,7 @@ class FrozenTree {
   Result<void> unmap_arenas();
   bool take_back_arenas();
   std::vector<sys::InterruptedSleep> interrupted_sleeps();
+  void keep_timeouts();
   FrozenProcess& process_of(pid_t pid, pid_t pid_inside);
 
   TreeRef tree_;

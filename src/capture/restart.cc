@@ -47,6 +47,27 @@ std::int64_t call_by_code(const sys::RemoteProcess& memory, const sys::Regs& reg
   return found;
 }
 
+bool begins_anew(std::int64_t nr) {
+  switch (nr) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case SYS_epoll_pwait2:
+    case SYS_rt_sigtimedwait:
+    case SYS_semtimedop:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Of a timeout, in a thread that seems to have slept for `asleep_ns`. One that is as good as over
+// may have been over, and this be the next of the kind (sleep_clock.cc): its whole time is left.
+std::int64_t left_of(std::int64_t whole_ns, std::int64_t asleep_ns) {
+  constexpr std::int64_t doubtful_ns = 200'000;
+  const std::int64_t left_ns = whole_ns - std::max<std::int64_t>(0, asleep_ns);
+  return left_ns < doubtful_ns ? whole_ns : left_ns;
+}
+
 }  // namespace
 
 TimeoutArg relative_timeout(std::int64_t nr, const std::uint64_t (&args)[6]) {
@@ -77,6 +98,34 @@ TimeoutArg relative_timeout(std::int64_t nr, const std::uint64_t (&args)[6]) {
       // memory.
       return {};
   }
+}
+
+Result<void> keep_timeout(const FrozenProcess& process, FrozenThread& thread,
+                          const sys::RemoteProcess& memory, std::int64_t frozen_at_ns) {
+  sys::Regs regs = thread.regs;
+  if (!sys::in_syscall(regs) || static_cast<std::int64_t>(regs.rax) != sys::err_restartnohand)
+    return {};
+  if (!begins_anew(static_cast<std::int64_t>(regs.orig_rax)) || !thread.asleep_since_ns) return {};
+  image::Thread described;
+  TRY(describe_restart(process, thread, memory, frozen_at_ns, described));
+  if (!described.has_restart()) return {};
+  const image::Restart& restart = described.restart();
+  const std::int64_t left_ns =
+      std::max<std::int64_t>(0, restart.remaining_ns() - (monotonic_ns() - frozen_at_ns));
+  if (restart.timeout() == image::Restart::MILLISECONDS) {
+    regs.r10 = static_cast<std::uint64_t>((left_ns + ns_per_ms - 1) / ns_per_ms);
+  } else {
+    // Below the red zone of its stack: nobody's memory while it is in the call, which reads it
+    // when it begins.
+    constexpr std::uint64_t below_stack = 256, alignment = 16;
+    const std::uint64_t place = (regs.rsp - below_stack) & ~(alignment - 1);
+    const std::int64_t time[2] = {left_ns / ns_per_s, left_ns % ns_per_s};
+    if (!memory.write({place}, std::as_bytes(std::span(time))).ok()) return {};
+    (restart.timeout_arg() == 2 ? regs.rdx : regs.r10) = place;
+  }
+  TRY(sys::ptrace_set_regs(thread.tid, regs));
+  thread.regs = regs;
+  return {};
 }
 
 Result<sys::Regs> describe_restart(const FrozenProcess& process, const FrozenThread& thread,
@@ -118,7 +167,7 @@ Result<sys::Regs> describe_restart(const FrozenProcess& process, const FrozenThr
   if (!exact && by_time && thread.ends_at_ns)
     left_ns = *thread.ends_at_ns - frozen_at_ns;
   else if (!exact && by_time && thread.asleep_since_ns)
-    left_ns -= std::max<std::int64_t>(0, frozen_at_ns - *thread.asleep_since_ns);
+    left_ns = left_of(left_ns, frozen_at_ns - *thread.asleep_since_ns);
 
   image::Restart& restart = *out.mutable_restart();
   restart.set_timeout(timeout.kind);

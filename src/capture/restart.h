@@ -17,6 +17,13 @@ Result<sys::Regs> describe_restart(const FrozenProcess& process, const FrozenThr
                                    const sys::RemoteProcess& memory, std::int64_t frozen_at_ns,
                                    image::Thread& out);
 
+// For a thread that goes on here: calls that begin anew after a stop (epoll_wait, sigtimedwait,
+// semtimedop) get the time that is left as their timeout. Where that isn't known, or there is no
+// place for it, the call waits its whole time again: late, never early. Preconditions: the thread
+// is in its stop, with the context of `thread.regs`.
+Result<void> keep_timeout(const FrozenProcess& process, FrozenThread& thread,
+                          const sys::RemoteProcess& memory, std::int64_t frozen_at_ns);
+
 // Which argument is a relative timeout.
 struct TimeoutArg {
   image::Restart::Timeout kind = image::Restart::NONE;

@@ -11,10 +11,21 @@
 // Way. Before the freeze, while the program runs: on each processor c we are switched in and read
 // our own exec_start, then CLOCK_MONOTONIC: offset[c]. A little too large (the time to read), and
 // what is lost after a thread fell asleep makes it larger still: `exec_start + offset` is never
-// before the true start, so what is left is never too little. Then each thread's call, exec_start
-// and count are read. After the freezer has taken hold the count must have grown by at most one
-// (the freezer's own wake-up): otherwise the thread may have gone through that call and into an
-// equal one, and nothing is said: the restorer then uses the whole timeout.
+// before the true start, so what is left is never too little. Then each thread's call, exec_start,
+// count and run-time (schedstat's first field) are read.
+//
+// What is seen may be over when the freezer takes hold: the thread wakes up by itself, goes through
+// the program and is on its way into an equal call when it is stopped. A second wake-up shows in
+// the count. A single one that was not the freezer's began before the freezer was put on, and that
+// shows too: where the thread stands in the freezer it has run since `exec_start + offset -
+// (run-time now - run-time then)`. What can't be seen is a thread that wakes up by itself, passes
+// through the program and is in an equal call again all within the microseconds that it takes to
+// put the freezer on. If its timeout woke it up, that timeout is over by then: so one that is
+// nearly over isn't believed (describe_restart). If something else did, and it does so r times a
+// second, it has slept for 1/r: on the average the timeout is early by less than those
+// microseconds.
+//
+// Where nothing is known the restorer uses the whole timeout.
 
 #include "capture/sleep_clock.h"
 
@@ -22,6 +33,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -32,6 +44,8 @@
 
 namespace godwit::capture {
 namespace {
+
+constexpr int calibrations = 3;
 
 // "se.exec_start   :   883133.491321": milliseconds, six decimals.
 std::optional<std::int64_t> exec_start_ns(const std::string& sched) {
@@ -46,12 +60,18 @@ std::optional<std::int64_t> exec_start_ns(const std::string& sched) {
   return ms * 1'000'000 + fraction;
 }
 
-std::optional<std::uint64_t> times_scheduled(pid_t pid, pid_t tid) {
+struct SchedStat {
+  std::int64_t ran_ns = 0;
+  std::uint64_t times = 0;  // That it got a processor.
+  bool operator==(const SchedStat&) const = default;
+};
+
+std::optional<SchedStat> read_schedstat(pid_t pid, pid_t tid) {
   Result<std::string> text = read_file(sys::proc_path(pid, tid, "schedstat"));
   if (!text.ok()) return std::nullopt;
   unsigned long long run = 0, wait = 0, count = 0;
   if (std::sscanf(text->c_str(), "%llu %llu %llu", &run, &wait, &count) != 3) return std::nullopt;
-  return count;
+  return SchedStat{static_cast<std::int64_t>(run), count};
 }
 
 bool may_have_timeout(std::int64_t nr) {
@@ -102,46 +122,69 @@ SleepClock SleepClock::calibrate() {
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &before)) continue;
     clock.offset_ns_.resize(static_cast<std::size_t>(cpu) + 1);
+    std::optional<std::int64_t>& offset = clock.offset_ns_[static_cast<std::size_t>(cpu)];
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(cpu, &one);
     if (::sched_setaffinity(0, sizeof one, &one) != 0) continue;
-    ::sched_yield();  // So that exec_start is of now.
-    Result<std::string> sched = read_file("/proc/thread-self/sched");
-    if (!sched.ok()) continue;
-    if (std::optional<std::int64_t> start = exec_start_ns(*sched))
-      clock.offset_ns_[static_cast<std::size_t>(cpu)] = monotonic_ns() - *start;
+    for (int tries = 0; tries < calibrations; ++tries) {
+      ::sched_yield();  // So that exec_start is of now.
+      Result<std::string> sched = read_file("/proc/thread-self/sched");
+      if (!sched.ok()) continue;
+      const std::optional<std::int64_t> start = exec_start_ns(*sched);
+      if (!start) continue;
+      // Each is too large, by the time between; the least one is the best.
+      const std::int64_t now = monotonic_ns() - *start;
+      offset = offset ? std::min(*offset, now) : now;
+    }
   }
   ::sched_setaffinity(0, sizeof before, &before);
   return clock;
 }
 
+// Of a thread that doesn't run.
+struct SleepClock::Look {
+  SchedStat stat;
+  std::int64_t last_ran_ns = 0;  // CLOCK_MONOTONIC; never earlier than the truth.
+};
+
+std::optional<SleepClock::Look> SleepClock::look(pid_t pid, pid_t tid) const {
+  const std::optional<SchedStat> before = read_schedstat(pid, tid);
+  Result<std::string> sched = read_file(sys::proc_path(pid, tid, "sched"));
+  Result<sys::ProcStat> stat = sys::read_stat(pid, tid);
+  // Of one sleep all of it: a thread that woke up between two looks may be in an equal call again.
+  if (!before || !sched.ok() || !stat.ok() || read_schedstat(pid, tid) != before)
+    return std::nullopt;
+  const std::optional<std::int64_t> start = exec_start_ns(*sched);
+  const auto cpu = static_cast<std::size_t>(stat->processor);
+  if (!start || cpu >= offset_ns_.size() || !offset_ns_[cpu]) return std::nullopt;
+  return Look{*before, *start + *offset_ns_[cpu]};
+}
+
 std::optional<SleepSample> SleepClock::sample(pid_t pid, pid_t tid) const {
   Result<sys::ProcSyscall> call = sys::read_syscall(pid, tid);
   if (!call.ok() || call->running || !may_have_timeout(call->nr)) return std::nullopt;
-  const std::optional<std::uint64_t> times_before = times_scheduled(pid, tid);
-  Result<std::string> sched = read_file(sys::proc_path(pid, tid, "sched"));
-  Result<sys::ProcStat> stat = sys::read_stat(pid, tid);
-  std::optional<std::uint64_t> times = times_scheduled(pid, tid);
-  // Of one sleep all of it: a thread that woke up between two looks may be in an equal call again.
-  if (!sched.ok() || !stat.ok() || !times || times != times_before) return std::nullopt;
+  const std::optional<Look> seen = look(pid, tid);
+  if (!seen) return std::nullopt;
   Result<sys::ProcSyscall> again = sys::read_syscall(pid, tid);
   if (!again.ok() || again->running || again->nr != call->nr) return std::nullopt;
-  std::optional<std::int64_t> start = exec_start_ns(*sched);
-  const auto cpu = static_cast<std::size_t>(stat->processor);
-  if (!start || cpu >= offset_ns_.size() || !offset_ns_[cpu]) return std::nullopt;
   SleepSample sample;
   sample.pid_ = pid, sample.tid_ = tid, sample.nr_ = call->nr;
   std::memcpy(sample.args_, call->args, sizeof sample.args_);
   if (call->nr == SYS_restart_syscall) sample.restarted_nr_ = restarted_call(pid, tid, call->args);
-  sample.since_ns_ = *start + *offset_ns_[cpu];
-  sample.times_scheduled_ = *times;
+  sample.since_ns_ = seen->last_ran_ns;
+  sample.times_scheduled_ = seen->stat.times;
+  sample.ran_ns_ = seen->stat.ran_ns;
   return sample;
 }
 
-void SleepSample::confirm() {
-  std::optional<std::uint64_t> now = times_scheduled(pid_, tid_);
-  confirmed_ = now && *now <= times_scheduled_ + 1;
+void SleepClock::confirm(SleepSample& sample, std::int64_t held_at_ns) const {
+  const std::optional<Look> now = look(sample.pid_, sample.tid_);
+  if (!now) return;
+  if (now->stat.times == sample.times_scheduled_) sample.confirmed_ = true;  // Frozen asleep.
+  if (now->stat.times != sample.times_scheduled_ + 1) return;
+  const std::int64_t awake_since_ns = now->last_ran_ns - (now->stat.ran_ns - sample.ran_ns_);
+  sample.confirmed_ = awake_since_ns >= held_at_ns;
 }
 
 bool SleepSample::speaks_of(const sys::Regs& regs) const {

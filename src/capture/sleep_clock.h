@@ -15,10 +15,6 @@ namespace godwit::capture {
 // What was seen of one thread while it still slept undisturbed.
 class SleepSample {
  public:
-  // To be called when the thread has been woken by the freezer and traps: whether it ran before,
-  // without our doing, is then seen in the number of times it got a processor.
-  void confirm();
-
   // The call that restart_syscall(2) continues, if that is what the thread is in and it is the one
   // seen; else -1.
   std::int64_t restarted_nr(const sys::Regs& regs) const;
@@ -35,6 +31,7 @@ class SleepSample {
   std::uint64_t args_[6] = {};
   std::int64_t since_ns_ = 0;
   std::uint64_t times_scheduled_ = 0;
+  std::int64_t ran_ns_ = 0;
   bool confirmed_ = false;
 };
 
@@ -45,8 +42,14 @@ class SleepClock {
   static SleepClock calibrate();
   // Nothing for threads that run, or that sleep in a call without a timeout.
   std::optional<SleepSample> sample(pid_t pid, pid_t tid) const;
+  // To be called while the thread stands in the freezer, which was put on at `held_at_ns`
+  // (CLOCK_MONOTONIC): whether it ran before that, without our doing, is then seen in how often and
+  // since when it had a processor.
+  void confirm(SleepSample& sample, std::int64_t held_at_ns) const;
 
  private:
+  struct Look;
+  std::optional<Look> look(pid_t pid, pid_t tid) const;
   std::vector<std::optional<std::int64_t>> offset_ns_;  // By processor.
 };
 

@@ -57,8 +57,8 @@ class Migrations {
   // Where to: the node with most free processor, of those with room. Also for `run --node best`.
   Result<Choice> choose(std::uint64_t memory_bytes, bool here_too);
 
-  // As target. `note_grants`: what has started here counts from now on, also if its worker's watcher
-  // hasn't looked since; for whoever answers where a capsule is.
+  // As target. `note_grants`: what has started here counts from now on, also if its worker's
+  // watcher hasn't looked since; for whoever answers where a capsule is.
   void note_grants();
   Result<node::ReserveReply> reserve(const std::string& peer, const node::ReserveRequest& request);
   Result<node::ReleaseReply> release(const node::ReleaseRequest& request);

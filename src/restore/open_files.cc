@@ -74,8 +74,7 @@ Result<UniqueFd> OpenFiles::open_ref(const image::FileRef& ref, int flags) const
   return fd;
 }
 
-Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file,
-                                     const image::CapsuleSpec& spec) {
+Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file, const image::CapsuleSpec& spec) {
   int flags = static_cast<int>(file.flags()) & ~creation_flags;
   switch (file.kind()) {
     case image::OpenFile::REGULAR: {
