@@ -309,9 +309,10 @@ Result<void> FrozenTree::collect(Known& k) {
     thread.asleep_since_ns = k.sleep->asleep_since_ns(thread.regs);
     thread.restarted_nr = k.sleep->restarted_nr(thread.regs);
   }
-  if (k.noted && k.noted->lasts(k.voluntary_switches, thread.regs)) {
+  if (k.noted && k.noted->explains(thread.regs)) {
     thread.restarted_nr = k.noted->nr;
-    thread.ends_at_ns = k.noted->ends_at_ns;
+    if (k.noted->lasts(k.voluntary_switches, thread.regs))
+      thread.ends_at_ns = k.noted->ends_at_ns;
   }
   FrozenProcess& process = process_of(k.pid, k.pid_inside);
   if (k.tid == k.pid) {
@@ -452,7 +453,6 @@ std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
     if (!memory.ok()) continue;
     for (const FrozenThread& thread : process.threads) {
       if (static_cast<std::int64_t>(thread.regs.rax) != sys::err_restart_restartblock) continue;
-      if (!thread.asleep_since_ns && !thread.ends_at_ns) continue;
       image::Thread described;
       Result<sys::Regs> regs =
           describe_restart(process, thread, **memory, frozen_at_ns_, described);

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <csignal>
 #include <functional>
 #include <optional>
@@ -105,6 +106,7 @@ struct Struck {
   int status = 0;       // How it ended.
   std::uint64_t call = 0, request = 0;
   int error = 0;
+  int calls = 0;  // How many it made, of those that count.
 };
 
 // Whether this stop of the child, at a system call, counts.
@@ -129,7 +131,7 @@ Struck strike(const Fault& fault, const std::function<bool()>& work) {
   EXPECT_EQ(::waitpid(child, &out.status, WUNTRACED), child);
   EXPECT_EQ(::ptrace(PTRACE_SEIZE, child, 0, PTRACE_O_TRACESYSGOOD), 0) << errno;
   ::kill(child, SIGCONT);
-  int seen = 0, error = 0;
+  int error = 0;
   bool entry = false;
   while (::waitpid(child, &out.status, __WALL) == child) {
     if (WIFEXITED(out.status) || WIFSIGNALED(out.status)) break;
@@ -142,7 +144,7 @@ Struck strike(const Fault& fault, const std::function<bool()>& work) {
         regs.rax = static_cast<std::uint64_t>(-error);
         ::ptrace(PTRACE_SETREGS, child, 0, &regs);
         error = 0;
-      } else if ((entry || fault.kill) && counts(regs, fault) && ++seen == fault.at) {
+      } else if ((entry || fault.kill) && counts(regs, fault) && ++out.calls == fault.at) {
         out.struck = true;
         if (fault.kill) {
           ::kill(child, SIGKILL);
@@ -161,7 +163,15 @@ Struck strike(const Fault& fault, const std::function<bool()>& work) {
   return out;
 }
 
-bool exhaustive() { return std::getenv("GODWIT_EXHAUSTIVE") != nullptr; }
+// Every so many calls are tried: as many points as a test has time for, over the whole of `work`,
+// others each time. With GODWIT_EXHAUSTIVE all of them.
+int step_over(const std::function<bool()>& work, bool kill) {
+  constexpr int points = 100;
+  if (std::getenv("GODWIT_EXHAUSTIVE") != nullptr) return 1;
+  const Struck whole = strike({.at = INT_MAX, .kill = kill}, work);
+  EXPECT_EQ(whole.status, 0) << "the engine failed by itself";
+  return std::max(1, whole.calls / points);
+}
 
 // Nothing of ours is left in the program, and nothing holds it.
 void expect_untouched(const TestTree& tree, std::size_t descriptors) {
@@ -190,11 +200,10 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
   const std::size_t descriptors = std::move(sys::list_fds(tree->pid())).value().size();
   const std::int64_t start = monotonic_us();
   int kills = 0;
-  const int step = exhaustive() ? 1 : 3;
-  const std::int64_t limit_us = exhaustive() ? 3'600'000'000 : 45'000'000;
-  for (int n = 1; monotonic_us() - start < limit_us; n += step) {
-    const Struck end = strike({.at = n, .kill = true},
-                              [&] { return freeze_and_inject(tree->ref(), 100, false).ok(); });
+  const auto work = [&] { return freeze_and_inject(tree->ref(), 100, false).ok(); };
+  const int step = step_over(work, true);
+  for (int n = 1 + ::getpid() % step, tried = 1;; n += step, ++tried) {
+    const Struck end = strike({.at = n, .kill = true}, work);
     if (!end.struck) {
       EXPECT_EQ(end.status, 0) << "the engine failed by itself, n=" << n;
     }
@@ -202,7 +211,7 @@ TEST(Freeze, DeathOfTheTracerAtAnyCallIsHarmless) {
     Result<void> recovered = recover(tree->ref());
     ASSERT_TRUE(recovered.ok()) << "n=" << n << ": " << recovered.error().what();
     ASSERT_EQ(tree->complaint(), "") << "n=" << n;
-    if (n % 32 == 1) {
+    if (tried % 32 == 0) {
       Result<void> alive = tree->await_beats();
       ASSERT_TRUE(alive.ok()) << "n=" << n << ": " << alive.error().what();
     }
@@ -242,7 +251,7 @@ void fail_everywhere(TestTree* tree, const std::function<Result<void>()>& engine
     mappings = std::min(mappings, std::move(sys::read_maps(tree->pid())).value().size());
   const std::int64_t start = monotonic_us();
   int failures = 0, reported = 0, died = 0;
-  const int step = exhaustive() ? 1 : 7;
+  const int step = step_over(work, false);
   bool struck = true;
   for (int n = 1 + ::getpid() % step; struck; n += step) {
     const Struck end = strike({.at = n}, work);

@@ -57,8 +57,8 @@ constexpr int clock_probes_max = 64;
 constexpr std::int64_t clock_width_ns_wanted = 40'000;
 constexpr std::int64_t clock_patience_ns = 20'000'000;
 
-// How long we listen for the reason why a target takes no more links.
-constexpr std::int64_t last_words_ms_max = 1'000;
+// How long we listen for the reason why a target broke off. It cleans up before it tells.
+constexpr std::int64_t last_words_ms_max = 5'000;
 
 constexpr int relay_attempts_max = 3;
 
@@ -104,6 +104,7 @@ class Source {
                                         std::vector<memory::RoundOptions::Range> eager = {});
   Result<void> expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
                       std::int64_t timeout_ms);
+  Error hear_target_out(Error error);
   Error failure(const wire::Failed& failed) const;
   Error refused(const std::vector<std::string>& reasons) const;
   void note_round(const memory::RoundStats& stats);
@@ -152,8 +153,10 @@ wire::Report Source::run() {
   };
   Result<void> outcome = all();
   // Whatever a round stumbled over, this is why.
-  if (!outcome.ok() && !given_up_)
-    if (Result<void> same = check_not_executed(); !same.ok()) outcome = std::move(same);
+  if (!outcome.ok() && !given_up_) {
+    Result<void> same = check_not_executed();
+    outcome = same.ok() ? hear_target_out(std::move(outcome).error()) : std::move(same).error();
+  }
   if (outcome.ok())
     reporter_.report().set_outcome(wire::Report::MOVED);
   else
@@ -246,6 +249,18 @@ Result<void> Source::connect() {
     reasons.push_back("the program uses what the target's kernel lacks: " + feature);
   if (!reasons.empty()) return refused(reasons);
   return {};
+}
+
+// A link that broke says only that the target gave up; why comes over the control link.
+Error Source::hear_target_out(Error error) {
+  const int code = error.sys_errno();
+  const bool broken = error.code() == Errc::peer_lost || code == EPIPE || code == ECONNRESET;
+  while (broken && control_.valid()) {
+    wire::ToSource last;
+    if (!control_.receive(last, last_words_ms_max).ok()) break;
+    if (last.has_failed()) return failure(last.failed());
+  }
+  return error;
 }
 
 Error Source::failure(const wire::Failed& failed) const {

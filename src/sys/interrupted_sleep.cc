@@ -14,10 +14,13 @@
 
 namespace godwit::sys {
 
-bool InterruptedSleep::lasts(std::uint64_t voluntary_switches_now, const Regs& regs) const {
+bool InterruptedSleep::explains(const Regs& regs) const {
   const std::uint64_t now[6] = {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9};
-  return voluntary_switches_now == voluntary_switches + 1 && regs.orig_rax == SYS_restart_syscall &&
-         std::memcmp(args, now, sizeof args) == 0;
+  return regs.orig_rax == SYS_restart_syscall && std::memcmp(args, now, sizeof args) == 0;
+}
+
+bool InterruptedSleep::lasts(std::uint64_t voluntary_switches_now, const Regs& regs) const {
+  return voluntary_switches_now == voluntary_switches + 1 && explains(regs);
 }
 
 std::string to_text(std::span<const InterruptedSleep> sleeps) {

@@ -26,9 +26,12 @@ struct InterruptedSleep {
   pid_t tid_inside = 0;  // As the capsule sees it.
   std::int64_t nr = -1;  // The call that restart_syscall(2) stands for.
   std::uint64_t args[6] = {};
-  std::int64_t ends_at_ns = 0;           // This node's CLOCK_MONOTONIC; not before the true end.
+  // This node's CLOCK_MONOTONIC; not before the true end. Means nothing for processor time.
+  std::int64_t ends_at_ns = 0;
   std::uint64_t voluntary_switches = 0;  // When it was let go on.
 
+  // Whether a thread that was stopped with these registers continues this call, or an equal one.
+  bool explains(const Regs& regs) const;
   // Whether a thread that has been switched so often, and was stopped with these registers, is
   // still in it.
   bool lasts(std::uint64_t voluntary_switches_now, const Regs& regs) const;

@@ -10,7 +10,7 @@ import sys
 import tomllib
 
 TRACEES = pathlib.Path(__file__).resolve().parent.parent / "tracees"
-LIMIT_S = 120
+LIMIT_S = 300
 KEYS = {"refused", "kept_or_refused", "retry", "root", "static", "shared_dir", "terminal", "stdin", "stdout",
         "stderr", "args", "runs", "limit_s", "compile", "link"}
 
