@@ -234,10 +234,9 @@ Result<void> Pager::receive_urgent() {
   if (header.type != wire::FrameType::urgent)
     return make_error(Errc::invalid, "frame type {} on the urgent stream",
                       static_cast<int>(header.type));
-  alignas(
-      page_bytes) static thread_local std::byte payload[wire::frame_data_pages_max * page_bytes];
-  TRY(sys::receive_exact(urgent_fd_, {payload, header.payload_bytes}));
-  return deliver(header.space, run, payload);
+  if (!payload_) payload_ = std::make_unique<Payload>();
+  TRY(sys::receive_exact(urgent_fd_, {payload_->bytes, header.payload_bytes}));
+  return deliver(header.space, run, payload_->bytes);
 }
 
 Result<void> Pager::read_events(View& view) {

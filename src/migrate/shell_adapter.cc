@@ -41,8 +41,9 @@ void note_sleeps(const NodeEnv& env, const CapsuleId& id,
 }
 
 Result<restore::SkeletonSource::Forked> ShellAdapter::fork_skeleton(pid_t pid) {
+  // Born into the tree's control groups (init/children.cc): to add it here once more would wait for
+  // a grace period of RCU, 11 ms.
   capsule::Skeleton made = TRY(shell_.init().skeleton(pid));
-  TRY(shell_.tree().add(made.node_pid));
   return Forked{.node_pid = made.node_pid,
                 .channel = std::move(made.channel),
                 .channel_there = made.channel_remote};
