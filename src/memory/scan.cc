@@ -5,6 +5,7 @@
 #include <atomic>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/ids.h"
 #include "base/io.h"
 #include "sys/pagemap.h"
@@ -18,7 +19,8 @@ bool have_pagemap_scan() {
 }
 
 constexpr std::uint64_t piece_bytes_min = 256ull << 20;
-constexpr std::size_t queries_for_threads = 3;
+// To start a thread takes 0.1 ms, on a busy machine a turn of somebody else.
+constexpr std::int64_t alone_us_max = 200;
 constexpr std::uint64_t pieces_max = 64;  // About; a sparse terabyte is no work.
 
 sys::ScanQuery over(std::uint64_t start, std::uint64_t end) {
@@ -146,21 +148,32 @@ Result<MapsView> read_areas(pid_t pid) {
 Result<std::vector<sys::PageRegion>> scan_all(int pagemap_fd,
                                               const std::vector<sys::ScanQuery>& queries) {
   std::vector<sys::PageRegion> out;
-  if (queries.size() < queries_for_threads) {
-    for (const sys::ScanQuery& query : queries) TRY(sys::pagemap_scan(pagemap_fd, query, out));
-    return out;
-  }
   std::vector<std::vector<sys::PageRegion>> found(queries.size());
   std::atomic<std::size_t> next{0};
-  auto work = [&]() -> Result<void> {
-    for (std::size_t i = next++; i < queries.size(); i = next++)
-      TRY(sys::pagemap_scan(pagemap_fd, queries[i], found[i]));
+  auto scan_next = [&]() -> Result<bool> {  // False: there was nothing left.
+    const std::size_t i = next++;
+    if (i >= queries.size()) return false;
+    TRY(sys::pagemap_scan(pagemap_fd, queries[i], found[i]));
+    return true;
+  };
+  auto scan_rest = [&]() -> Result<void> {
+    while (TRY(scan_next())) {
+    }
     return {};
   };
-  Result<void> other;
-  std::thread helper([&] { other = work(); });
-  Result<void> ours = work();
-  helper.join();
+  // Most processes are through before a thread has begun.
+  auto scan_alone = [&]() -> Result<void> {
+    const std::int64_t began_us = monotonic_us();
+    while (monotonic_us() - began_us < alone_us_max && TRY(scan_next())) {
+    }
+    return {};
+  };
+  TRY(scan_alone());
+  Result<void> ours, other;
+  std::thread helper;
+  if (next + 1 < queries.size()) helper = std::thread([&] { other = scan_rest(); });
+  ours = scan_rest();
+  if (helper.joinable()) helper.join();
   TRY(std::move(ours));
   TRY(std::move(other));
   for (const auto& part : found) out.insert(out.end(), part.begin(), part.end());
