@@ -271,7 +271,7 @@ bool Migrations::note_grant(const HostedPtr& capsule) {
 
 void Migrations::watch_incoming(Operation operation, std::shared_ptr<Worker> worker) {
   const HostedPtr capsule = operation.capsule();
-  bool reported = false;
+  bool reported = false, moved = false;
   std::optional<std::string> lost;
   migrate::RecordContent identity;
   {
@@ -288,6 +288,7 @@ void Migrations::watch_incoming(Operation operation, std::shared_ptr<Worker> wor
       if (silent) LOG(error, "capsule {}: its worker is silent and will be killed", capsule->id());
       if (silent) break;
       reported = event.ok() && event->has_done();
+      moved = reported && event->done().outcome() == wire::Report::MOVED;
       if (reported && event->done().outcome() == wire::Report::LOST) lost = event->done().reason();
       if (reported || (!event.ok() && event.error().code() != Errc::timeout)) break;
     } else {
@@ -306,14 +307,14 @@ void Migrations::watch_incoming(Operation operation, std::shared_ptr<Worker> wor
       LOG(error, "capsule {}: {}", capsule->id(), dead.error().what());
     }
   } else {
-    end_incoming(capsule, reported);
+    end_incoming(capsule, moved);
   }
   const std::lock_guard lock(mutex_);
   reserved_bytes_.erase(capsule->id().value);
 }
 
 // The worker is gone. Its record decides what it left.
-void Migrations::end_incoming(const HostedPtr& capsule, bool worker_reported) {
+void Migrations::end_incoming(const HostedPtr& capsule, bool moved) {
   std::uint64_t epoch = 0;
   {
     const std::lock_guard lock(capsule->mutex);
@@ -338,8 +339,8 @@ void Migrations::end_incoming(const HostedPtr& capsule, bool worker_reported) {
   wire::WorkerOrder order;
   order.mutable_recover()->set_capsule(capsule->id().value);
   if (state == TargetState::granted || state == TargetState::draining) {
-    if (!worker_reported) {
-      // It may have died between the record and the start: start, which is harmless twice.
+    if (!moved) {
+      // It may have ended between the record and the start: start, which is harmless twice.
       order.mutable_recover()->set_action(wire::RecoverOrder::START);
       if (auto thawed = spares_.execute(std::move(order)); !thawed.ok()) {
         LOG(error, "start of {}: {}", capsule->id(), thawed.error().what());

@@ -101,7 +101,7 @@ class Migrations {
   void watch_drain(const HostedPtr& capsule);
   bool source_rebooted(const HostedPtr& capsule);
   Result<void> lose(const HostedPtr& capsule);
-  void end_incoming(const HostedPtr& capsule, bool worker_reported);
+  void end_incoming(const HostedPtr& capsule, bool moved);
 
   const Config& config_;
   Host& host_;

@@ -371,17 +371,24 @@ Result<void> Target::on_grant(Epoch epoch) {
   if (stands != granted)
     return make_error(Errc::refused, "this epoch was refused before its grant came");
   running_ = true;
-  TRY(restorer_->start());
-  wire::ToSource reply;
-  reply.mutable_running()->set_epoch(epoch_.value);
-  TRY(control_.send(reply));
+  // It runs from now on, also if the source doesn't hear of it; so whatever fails, the rest is
+  // done.
+  Result<void> done = restorer_->start();
+  auto also = [&](Result<void> step) {
+    if (!step.ok() && done.ok()) done = std::move(step);
+  };
+  if (done.ok()) {
+    wire::ToSource reply;
+    reply.mutable_running()->set_epoch(epoch_.value);
+    also(control_.send(reply));
+  }
   // What isn't needed for the first instruction comes after it.
-  TRY(shell_->gate(true));
-  TRY(shell_->announce());
-  TRY(shell_->init().relay_go());
+  also(shell_->gate(true));
+  also(shell_->announce());
+  also(shell_->init().relay_go());
   reporter_.tell();  // godwitd looks at the record at once, and serves the streams.
   note_sleeps(env_, id_, restorer_->sleeps());
-  return {};
+  return done;
 }
 
 Result<void> Target::drain() {

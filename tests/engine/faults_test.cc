@@ -216,15 +216,16 @@ class FaultyNodes : public TwoNodes {
 
   // The target's worker ends, or is ended; what it left is brought to its conclusion.
   void end_target(daemon::Worker* target, bool released) {
-    bool reported = false;
+    bool moved = false;
     if (target != nullptr) {
       Result<CommitRecord> record = CommitRecord::open(migrate::grant_path(there(), id_), true);
       if (released && record.ok())
         ASSERT_OK(record->change(Epoch{epoch_}, static_cast<std::uint32_t>(TargetState::offered),
                                  static_cast<std::uint32_t>(TargetState::refused)));
       if (released) target->kill();
-      reported = target->finish({}, 60'000).ok();
-      if (!reported) target->kill();
+      Result<wire::Report> report = target->finish({}, 60'000);
+      moved = report.ok() && report->outcome() == wire::Report::MOVED;
+      if (!report.ok()) target->kill();
       target->wait_end();
     }
     TargetState state = TargetState::refused;
@@ -237,7 +238,7 @@ class FaultyNodes : public TwoNodes {
     switch (migrate::decide(state, false)) {
       case TargetAction::run:
       case TargetAction::run_and_drain:
-        if (target != nullptr && !reported) {
+        if (target != nullptr && !moved) {
           Result<void> started = order(there(), wire::RecoverOrder::START);
           if (!may_lose_init_) ASSERT_OK(started);
         }
