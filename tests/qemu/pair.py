@@ -186,11 +186,12 @@ class Pair:
                  "GODWIT_TEST_LIMIT_FACTOR": str(LIMIT_FACTOR)},
             limit_s=limit_s)
 
-    def can_migrate(self, program, source, target):
-        """The reasons against moving this tracee, by `godwit can-migrate` on its node."""
-        machine, name = self.machines[source], f"can-{program}"[:30]
+    def can_migrate(self, source, target):
+        """The reasons against moving a program that began on `source`, by `godwit can-migrate`. Not
+        a tracee: detached it reads the end of its stdin, says so and is gone."""
+        machine, name = self.machines[source], "can-migrate"
         env = {"GODWIT_SOCKET": SOCKET}
-        machine.must(GODWIT, "run", "-d", "--name", name, "--", f"{PROGRAMS}/{program}", env=env)
+        machine.must(GODWIT, "run", "-d", "--name", name, "--", "/usr/bin/sleep", "infinity", env=env)
         try:
             result = machine.run(GODWIT, "can-migrate", name, target, "--json", env=env)
             answer = json.loads(result.stdout)

@@ -118,9 +118,9 @@ def check_doctor(pair, say):
     return wrong
 
 
-def check_refusal(pair, program, say):
+def check_refusal(pair, say):
     """A program that began with AVX can't go where there is none, and is told so by name."""
-    reasons = pair.can_migrate(program, "n2", "n1")
+    reasons = pair.can_migrate("n2", "n1")
     say(f"n2 -> n1: refused: {'; '.join(reasons)}")
     if any(re.search(r"processor of n1 lacks avx$", reason) for reason in reasons):
         return []
@@ -149,7 +149,7 @@ def run_cases(pair, options, cases, say):
     outcomes = {"passed": 0, "skipped": 0}
     failures = check_doctor(pair, say)
     if options.cpus == "lesser":
-        failures += check_refusal(pair, cases[0].program, say)
+        failures += check_refusal(pair, say)
     runs = [(case, *user, start) for case in cases for user in wanted_users(options, case)
             for start in options.starts.split(",")]
     first_began = time.monotonic()
