@@ -141,6 +141,8 @@ class Pair:
         for machine in self.machines.values():
             machine.wait_booted()
             self.say(f"{machine.name}: Linux {machine.release}, up after {machine.boot_s:.1f} s")
+        for machine in self.machines.values():
+            machine.set_clock()  # Nodes of a cluster have the same time, within milliseconds.
         for number, machine in enumerate(self.machines.values(), 1):
             machine.must("sh", "-c", SET_UP, env={"NODE": machine.name, "NUMBER": f"{number:02x}",
                                                   "ADDRESS": address_of(number)})
