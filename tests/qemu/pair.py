@@ -127,6 +127,9 @@ class Pair:
         return self
 
     def __exit__(self, *_):
+        self.end()
+
+    def end(self):
         for machine in self.machines.values():
             machine.end()
 
