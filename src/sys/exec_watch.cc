@@ -16,7 +16,9 @@ Result<ExecWatch> ExecWatch::open(pid_t pid) {
 
 bool ExecWatch::executed() const {
   char byte;
-  return ::pread(memory_.get(), &byte, 1, static_cast<off_t>(vdso_.start)) != 1;
+  // Its end, where the stubs are, is certain to be there. Of a program that came from another
+  // kernel the start is only a bound, with nothing mapped at it.
+  return ::pread(memory_.get(), &byte, 1, static_cast<off_t>(vdso_.end - 1)) != 1;
 }
 
 }  // namespace godwit::sys

@@ -127,6 +127,9 @@ class Pair:
         return self
 
     def __exit__(self, *_):
+        self.end()
+
+    def end(self):
         for machine in self.machines.values():
             machine.end()
 
@@ -141,6 +144,8 @@ class Pair:
         for machine in self.machines.values():
             machine.wait_booted()
             self.say(f"{machine.name}: Linux {machine.release}, up after {machine.boot_s:.1f} s")
+        for machine in self.machines.values():
+            machine.set_clock()  # Nodes of a cluster have the same time, within milliseconds.
         for number, machine in enumerate(self.machines.values(), 1):
             machine.must("sh", "-c", SET_UP, env={"NODE": machine.name, "NUMBER": f"{number:02x}",
                                                   "ADDRESS": address_of(number)})
@@ -186,11 +191,12 @@ class Pair:
                  "GODWIT_TEST_LIMIT_FACTOR": str(LIMIT_FACTOR)},
             limit_s=limit_s)
 
-    def can_migrate(self, program, source, target):
-        """The reasons against moving this tracee, by `godwit can-migrate` on its node."""
-        machine, name = self.machines[source], f"can-{program}"[:30]
+    def can_migrate(self, source, target):
+        """The reasons against moving a program that began on `source`, by `godwit can-migrate`. Not
+        a tracee: detached it reads the end of its stdin, says so and is gone."""
+        machine, name = self.machines[source], "can-migrate"
         env = {"GODWIT_SOCKET": SOCKET}
-        machine.must(GODWIT, "run", "-d", "--name", name, "--", f"{PROGRAMS}/{program}", env=env)
+        machine.must(GODWIT, "run", "-d", "--name", name, "--", "/usr/bin/sleep", "infinity", env=env)
         try:
             result = machine.run(GODWIT, "can-migrate", name, target, "--json", env=env)
             answer = json.loads(result.stdout)

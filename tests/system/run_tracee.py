@@ -51,7 +51,8 @@ class Run:
                 self.drive(program, lambda: program.pause(REST_S))
 
     def moved(self, cluster, modes):
-        name = f"t{os.getpid()}-{self.uid}-{'-'.join(m[:2] for m in modes)}"
+        # Machines count processes each for itself, hence the node.
+        name = f"t{os.getpid()}-{self.first}-{self.uid}-{'-'.join(m[:2] for m in modes)}"
         with contextlib.ExitStack() as undo:
             argv = [cluster.godwit, "run", "--name", name, "--node", self.first]
             if self.case.terminal:

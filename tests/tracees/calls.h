@@ -11,6 +11,7 @@
 #pragma once
 
 #include <functional>
+#include <mutex>
 
 #include "tracee.h"
 
@@ -29,18 +30,29 @@ class Metronome {
  public:
   Metronome()
       : thread_([this](std::atomic<bool>& stop) {
-          for (int64_t last = now_us(); !stop;) {
+          while (!stop) {
             usleep(1000);
-            int64_t now = now_us();
-            if (now - last > gap_us_min) stalled_us_ += now - last;
-            last = now;
+            std::lock_guard lock(mutex_);
+            stalled_us_ += gap_us();
+            last_us_ = now_us();
           }
         }) {}
-  int64_t stalled_us() const { return stalled_us_; }
+  // With the gap that is under way: after a stop our thread may be the last one to run again.
+  int64_t stalled_us() {
+    std::lock_guard lock(mutex_);
+    return stalled_us_ + gap_us();
+  }
 
  private:
   static constexpr int64_t gap_us_min = 5'000;
-  std::atomic<int64_t> stalled_us_{0};
+  int64_t gap_us() const {
+    int64_t gap = now_us() - last_us_;
+    return gap > gap_us_min ? gap : 0;
+  }
+
+  std::mutex mutex_;
+  int64_t stalled_us_ = 0;
+  int64_t last_us_ = now_us();
   Background thread_;
 };
 
@@ -49,9 +61,9 @@ class TimedCall {
   static constexpr int64_t asked_us_default = 1'500'000;
   static constexpr int64_t late_us_max = 700'000;
 
-  // `call(us)` waits for `us` of `clock` and gives the result or -errno; `expected` is what a timeout
-  // gives. A deadline on CLOCK_REALTIME is measured on it: at each move CLOCK_MONOTONIC may fall
-  // behind it by the time that a message takes.
+  // `call(us)` waits for `us` of `clock` and gives the result or -errno; `expected` is what a
+  // timeout gives. A deadline on CLOCK_REALTIME is measured on it: at each move CLOCK_MONOTONIC may
+  // fall behind it by the time that a message takes.
   TimedCall(const char* name, long number, long expected, std::function<long(int64_t us)> call,
             clockid_t clock = CLOCK_MONOTONIC)
       : name_(name), expected_(expected), clock_(clock), call_(std::move(call)) {

@@ -1,6 +1,7 @@
 """Runs commands for the host, which speaks through a virtio serial port: JSON objects, one a line.
 
     {"id": 1, "argv": [...], "env": {...}, "limit_s": 10}      what to run
+    {"set_clock": 1795895170.7}                                the time that it is
     {"id": 1, "status": 0, "stdout": "...", "stderr": "..."}   how it ended; -1: over its limit
 
 Commands run side by side. The first line says that the machine is up.
@@ -11,6 +12,7 @@ import pathlib
 import signal
 import subprocess
 import threading
+import time
 
 PORT_NAME = "org.godwit.test"
 
@@ -50,6 +52,9 @@ class Agent:
         self.send({"id": order["id"], "status": status, "stdout": stdout, "stderr": stderr})
 
     def answer(self, order):
+        if "set_clock" in order:
+            time.clock_settime(time.CLOCK_REALTIME, order["set_clock"])
+            return
         try:
             self.run(order)
         except OSError as error:
