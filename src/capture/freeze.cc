@@ -311,8 +311,7 @@ Result<void> FrozenTree::collect(Known& k) {
   }
   if (k.noted && k.noted->explains(thread.regs)) {
     thread.restarted_nr = k.noted->nr;
-    if (k.noted->lasts(k.voluntary_switches, thread.regs))
-      thread.ends_at_ns = k.noted->ends_at_ns;
+    if (k.noted->lasts(k.voluntary_switches, thread.regs)) thread.ends_at_ns = k.noted->ends_at_ns;
   }
   FrozenProcess& process = process_of(k.pid, k.pid_inside);
   if (k.tid == k.pid) {
@@ -457,13 +456,13 @@ std::vector<sys::InterruptedSleep> FrozenTree::interrupted_sleeps() {
       Result<sys::Regs> regs =
           describe_restart(process, thread, **memory, frozen_at_ns_, described);
       Result<std::uint64_t> switches = sys::read_voluntary_switches(process.pid, thread.tid);
-      if (!regs.ok() || !switches.ok() || !described.has_restart())
-        continue;  // Its timeout begins anew.
-      const image::Restart& restart = described.restart();
+      if (!regs.ok() || !switches.ok()) continue;  // Its timeout begins anew.
+      // One with an absolute timeout is noted too: for the call that it is.
       sys::InterruptedSleep& sleep = sleeps.emplace_back();
-      sleep.tid_inside = thread.tid_inside, sleep.nr = restart.nr();
-      std::copy(restart.args().begin(), restart.args().end(), sleep.args);
-      sleep.ends_at_ns = frozen_at_ns_ + restart.remaining_ns();
+      sleep.tid_inside = thread.tid_inside, sleep.nr = static_cast<std::int64_t>(regs->orig_rax);
+      const std::uint64_t args[] = {regs->rdi, regs->rsi, regs->rdx, regs->r10, regs->r8, regs->r9};
+      std::copy(std::begin(args), std::end(args), sleep.args);
+      sleep.ends_at_ns = frozen_at_ns_ + described.restart().remaining_ns();
       sleep.voluntary_switches = *switches;
     }
   }

@@ -24,6 +24,8 @@ constexpr std::uint64_t event_features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_
                                          UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 // The lock is held for one such piece: about 30 us, which is what a fault may wait for it.
 constexpr std::uint64_t piece_pages = 32;
+// From a mapping's end to the event that tells of it: a thread has to get a processor.
+constexpr std::int64_t event_limit_us = 60'000'000;
 constexpr std::size_t fault_times_max = 1 << 20;
 // All that a program can map, but for the first pages, which nobody can.
 constexpr std::uint64_t user_start = 1 << 16;
@@ -167,7 +169,7 @@ std::map<SpaceId, PageSet> Pager::missing_at_source() const {
     }
     view.missing.for_each_run([&](const PageRun& run) {
       for (std::uint64_t page = run.page; page < run.end(); ++page)
-        all[view.space].add(source_of(view, page));
+        all[view.space].add(view.moved.source_of(page));
     });
   }
   return all;
@@ -304,7 +306,8 @@ Result<void> Pager::on_fault(View& view, std::uint64_t page) {
   // Several threads may wait for one page.
   if (!asked_us_.emplace(fault_key(view.space, page), monotonic_us()).second) return {};
   ++counters_.faults;
-  requests_.run(wire::FrameType::request, view.space, {.page = source_of(view, page), .pages = 1});
+  requests_.run(wire::FrameType::request, view.space,
+                {.page = view.moved.source_of(page), .pages = 1});
   return requests_.flush();
 }
 
@@ -321,36 +324,18 @@ void Pager::end_view(View& view) {
   forget(view, 0, 1ull << 52);
 }
 
-std::uint64_t Pager::source_of(const View& view, std::uint64_t page) {
-  for (auto m = view.moved.rbegin(); m != view.moved.rend(); ++m)
-    if (page >= m->to && page < m->to + m->pages) return m->source + (page - m->to);
-  return page;
-}
-
 void Pager::on_remap(View& view, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
-  const std::uint64_t first = from / page_bytes;
-  const std::uint64_t pages = bytes / page_bytes;
+  const std::uint64_t first = from / page_bytes, pages = bytes / page_bytes;
   const std::uint64_t target = to / page_bytes;
   const PageSet moving = view.missing.within(first, pages);
-  std::vector<Moved> moved;
-  moving.for_each_run([&](const PageRun& run) {
-    for (std::uint64_t page = run.page; page < run.end(); ++page) {
-      const std::uint64_t at = page - first + target;
-      const std::uint64_t source = source_of(view, page);
-      if (!moved.empty() && moved.back().to + moved.back().pages == at &&
-          moved.back().source + moved.back().pages == source)
-        ++moved.back().pages;
-      else
-        moved.push_back({.to = at, .source = source, .pages = 1});
-    }
-  });
+  view.moved.move(view.missing, first, target, pages);
+  ++view.moves;
   forget(view, first, pages);
   forget(view, target, pages);
-  for (const Moved& m : moved) {
-    view.missing.add(m.to, m.pages);
-    left_ += m.pages;
-    view.moved.push_back(m);
-  }
+  moving.for_each_run([&](const PageRun& run) {
+    view.missing.add(run.page - first + target, run.pages);
+    left_ += run.pages;
+  });
 }
 
 Result<void> Pager::deliver(SpaceId space, const PageRun& run, const std::byte* data) {
@@ -382,18 +367,13 @@ Result<void> Pager::deliver_to(View& view, const PageRun& run, const std::byte* 
     if (TRY(copy(view, run.page, run.pages, data))) return {};
     // An mremap came in between; what has arrived isn't missing any more.
   }
-  // Page by page where mremap has been at work: a page may be at several places.
+  // Page by page where mremap has been at work.
   for (std::uint64_t i = 0; i < run.pages;) {
     const std::uint64_t source = run.page + i;
-    bool steady = true;
-    if (source_of(view, source) == source) steady = TRY(copy(view, source, 1, at(i)));
-    for (std::size_t m = 0; steady && m < view.moved.size(); ++m) {
-      const Moved moved = view.moved[m];
-      if (source < moved.source || source >= moved.source + moved.pages) continue;
-      const std::uint64_t page = moved.to + (source - moved.source);
-      if (source_of(view, page) == source) steady = TRY(copy(view, page, 1, at(i)));
-    }
-    if (steady) ++i;  // Else once more, with what is where now.
+    const std::uint64_t place = view.moved.place_of(source);
+    // Else it is gone, and another page stands at its first place.
+    const bool there = view.moved.source_of(place) == source;
+    if (!there || TRY(copy(view, place, 1, at(i)))) ++i;  // Else once more: it was moved.
   }
   return {};
 }
@@ -404,6 +384,7 @@ Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
   // ENOENT is also what the kernel says of a range that reaches over the end of a mapping, and
   // mappings that lie side by side can be many (madvise, mprotect): then smaller steps.
   std::uint64_t step = pages;
+  std::int64_t gone_since_us = 0;
   while (at < first + pages && !view.dead) {
     const PageRun run = view.missing.next_run(at, first + pages - at);
     if (run.pages == 0 || run.page >= first + pages) return true;
@@ -415,6 +396,7 @@ Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
                                          data + (at - first) * page_bytes, n * page_bytes);
     arrived(view, at, progress.bytes / page_bytes);
     at += progress.bytes / page_bytes;
+    if (progress.stopped_by != ENOENT) gone_since_us = 0;
     switch (progress.stopped_by) {
       case 0:
         step = std::min(2 * step, pages);
@@ -424,20 +406,25 @@ Result<bool> Pager::copy(View& view, std::uint64_t first, std::uint64_t pages,
           step = 1;
           break;
         }
+        // Unmapped or moved away, and the event that says which is on its way: the kernel looks for
+        // the mapping before it looks for events (EAGAIN).
+        if (gone_since_us == 0) gone_since_us = monotonic_us();
+        if (monotonic_us() - gone_since_us > event_limit_us)
+          return make_error(Errc::internal, "page {:#x} of space {:#x} is nowhere", at, view.space);
         [[fallthrough]];
-      case EEXIST:  // There already; or unmapped, and the event is on its way.
+      case EAGAIN: {
+        // An event is waiting: it may take these pages away, or move them.
+        const std::uint64_t moves_before = view.moves;
+        TRY(read_events(view));
+        if (view.moves != moves_before) return false;
+        ::sched_yield();
+        break;
+      }
+      case EEXIST:  // There already.
         sys::uffd_wake(view.uffd, at * page_bytes, page_bytes);
         arrived(view, at, 1);
         ++at;
         break;
-      case EAGAIN: {
-        // An event is waiting: it may take these pages away, or move them.
-        const std::size_t moved_before = view.moved.size();
-        TRY(read_events(view));
-        if (view.moved.size() != moved_before) return false;
-        ::sched_yield();
-        break;
-      }
       case ESRCH:  // Exited or executed another program.
         end_view(view);
         break;

@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "memory/fault_log.h"
+#include "memory/moved_pages.h"
 #include "memory/page_set.h"
 #include "memory/space_writer.h"
 #include "memory/stream_writer.h"
@@ -71,18 +72,14 @@ class Pager {
   PagerStats stats() const;
 
  private:
-  struct Moved {
-    std::uint64_t to = 0;      // First page in the view.
-    std::uint64_t source = 0;  // What it is in the source's space.
-    std::uint64_t pages = 0;
-  };
   struct View {
     SpaceId space = 0;
     std::uint64_t index = 0;  // As the log counts views.
     int uffd = -1;
     UniqueFd owned;  // Of a child.
     PageSet missing;
-    std::vector<Moved> moved;  // The latest last.
+    MovedPages moved;
+    std::uint64_t moves = 0;  // Events that told of one.
     bool dead = false;
   };
   class UrgentLock;
@@ -100,7 +97,6 @@ class Pager {
   void forget(View& view, std::uint64_t page, std::uint64_t pages);
   void end_view(View& view);
 
-  static std::uint64_t source_of(const View& view, std::uint64_t page);
   Result<void> deliver_to(View& view, const PageRun& run, const std::byte* data);
   // What is missing of these pages of the view. False: mremap moved pages meanwhile, start again.
   Result<bool> copy(View& view, std::uint64_t page, std::uint64_t pages, const std::byte* data);

@@ -188,6 +188,32 @@ TEST(Postcopy, ChangesOfMappingsDuringTheDrainAreExact) {
   postcopy(source, target, shared, 0, bed);
 }
 
+// What arrives for a place that was just left must not be taken for arrived.
+TEST(Postcopy, PagesThatMoveAllTheTimeArrive) {
+  constexpr std::uint64_t pages = 16'384, moving = 64;
+  Shared* shared = make_shared_page();
+  Child target = Child::skeleton();
+  Child source = program(shared, pages, [] {
+    constexpr std::uint64_t elsewhere = arena + (1ull << 36);
+    // Each is moved to and fro while the push is at it.
+    for (std::uint64_t first = 0; first < pages; first += moving) {
+      char* here = reinterpret_cast<char*>(arena + first * page_bytes);
+      char* there = reinterpret_cast<char*>(elsewhere + first * page_bytes);
+      unsigned char resident = 0;
+      for (int hop = 0; hop < 1'000 && (resident & 1) == 0; hop += 2) {
+        for (int way = 0; way < 2; ++way, std::swap(here, there))
+          if (::mremap(here, moving * page_bytes, moving * page_bytes,
+                       MREMAP_MAYMOVE | MREMAP_FIXED, there) != there)
+            return false;
+        if (::mincore(here + (moving - 1) * page_bytes, page_bytes, &resident) != 0) return false;
+      }
+    }
+    return check_all(pages);
+  });
+  Bed bed(source, target, {.track = false});
+  postcopy(source, target, shared, 0, bed);
+}
+
 TEST(Postcopy, AChildForkedDuringTheDrainHasEveryPage) {
   constexpr std::uint64_t pages = 16'384;
   Shared* shared = make_shared_page();

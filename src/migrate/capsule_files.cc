@@ -159,10 +159,17 @@ Result<void> CapsuleFiles::add_entry(image::Capsule& image, int dir, const std::
   Key object{st.st_dev, st.st_ino, ""};
   auto present = in_image_.find(object);
   bool another_link = present != in_image_.end() && S_ISREG(st.st_mode);
-  // The captured one stands under this very name.
-  if (another_link)
-    for (const image::PrivateFile& file : image.private_files())
-      if (file.id() == present->second && file.path() == full) return {};
+  if (another_link) {
+    for (image::PrivateFile& file : *image.mutable_private_files()) {
+      if (file.id() != present->second) continue;
+      if (file.path() == full) return {};  // The captured one stands under this very name.
+      if (file.kind() != image::PrivateFile::UNLINKED) break;
+      // The name that it was opened by is gone, but it has this other one.
+      file.set_kind(image::PrivateFile::PATH);
+      file.set_path(full);
+      return {};
+    }
+  }
   Key key = another_link ? Key{st.st_dev, st.st_ino, full} : object;
   if (!another_link && present != in_image_.end()) return {};
   Known& known = know(key, st);
