@@ -44,15 +44,15 @@ class ShellTest : public TestNode {
     return out;
   }
 
-  // Processes that were started for the capsule: their command line names its run directory.
-  static std::vector<std::string> processes_of(const CapsuleId& id) {
+  // Processes that this test started for the capsule: their command line names its run directory.
+  std::vector<std::string> processes_of(const CapsuleId& id) const {
     std::vector<std::string> out;
     for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
       std::string name = entry.path().filename();
       if (name.find_first_not_of("0123456789") != std::string::npos) continue;
       Result<std::string> command = read_file(entry.path() / "cmdline");
       if (command.ok() && command->find("--start") != std::string::npos &&
-          command->find(id.value) != std::string::npos)
+          command->find(env_.run_dir + "/capsules/" + id.value) != std::string::npos)
         out.push_back(name);
     }
     return out;
