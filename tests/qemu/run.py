@@ -203,7 +203,11 @@ def run_cases(pair, options, cases, say):
     say(f"{tally.passed} passed, {tally.skipped} skipped, {len(tally.failures)} failed")
     for failure in tally.failures:
         print(f"FAILED: {failure}")
-    return 1 if tally.failures else 0
+    if tally.failures:
+        return 1
+    if todo:
+        raise Skip("too slow a machine: not all cases were run")
+    return 0
 
 
 def work(options):
