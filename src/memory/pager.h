@@ -8,7 +8,9 @@
 // One rule makes it exact: events are read and pages are copied under one lock. The kernel lets
 // go of a thread in munmap, madvise(DONTNEED), mremap or fork when its event is read, and lets no
 // copy in from the moment the event is queued until then (EAGAIN). So a copy under the lock is
-// either before the event, and is zapped or moved with the rest, or after it, and knows of it.
+// either before the event, and is zapped or moved with the rest, or after it, and knows of it. The
+// kernel looks for the mapping first: a place that was left answers ENOENT, which says no more than
+// that its event is about to come, and is waited for like EAGAIN.
 //
 // The pager may be killed at any instruction: keepers hold its descriptors, and its successor takes
 // them and the log of events over (fault_log.h).
