@@ -143,7 +143,8 @@ class ProcessQuestions {
     auto us = [](const timeval& t) { return t.tv_sec * 1'000'000LL + t.tv_usec; };
     for (int which = 0; which < 3; ++which) {
       auto timer = batch_.get<itimerval>(itimers_[which]);
-      if (us(timer.it_value) == 0) continue;
+      // A periodic ITIMER_REAL shows no time left until its signal is taken, which starts it again.
+      if (us(timer.it_value) == 0 && us(timer.it_interval) == 0) continue;
       image::IntervalTimer& t = *out.add_itimers();
       t.set_which(which), t.set_value_us(us(timer.it_value)),
           t.set_interval_us(us(timer.it_interval));
@@ -374,13 +375,56 @@ Result<void> settle_overruns(const FrozenProcess& process, FrozenThread& thread,
   return {};
 }
 
-Result<void> describe_pending(const FrozenThread& thread, bool first, image::Process& process,
-                              image::Thread& out) {
-  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, false)))
-    if (!comes_again(info)) out.add_pending(siginfo_bytes(info));
-  if (!first) return {};
-  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, true)))
-    process.add_pending(siginfo_bytes(info));
+// What the process's queue and each thread's hold, in the order of the threads.
+struct Queues {
+  std::vector<std::string> shared;
+  std::vector<std::vector<std::string>> own;
+  bool operator==(const Queues&) const = default;
+};
+
+Result<Queues> read_queues(const FrozenProcess& process) {
+  Queues queues;
+  for (const FrozenThread& thread : process.threads) {
+    std::vector<std::string>& own = queues.own.emplace_back();
+    for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, false)))
+      if (!comes_again(info)) own.push_back(siginfo_bytes(info));
+  }
+  for (const siginfo_t& info :
+       TRY(sys::ptrace_peek_siginfo(process.threads.front().tid, true)))
+    queues.shared.push_back(siginfo_bytes(info));
+  return queues;
+}
+
+// Timers run on while the program is frozen. One that expires between the look at the queues and
+// the look at the timers would be in neither: then both are looked at again. That ends, since what
+// is queued once isn't queued a second time before the program takes it.
+constexpr int looks_max = 16;
+
+// What the whole process has, and what waits for it.
+Result<void> describe_process(FrozenProcess& process, sys::RemoteProcess& remote,
+                              image::Process& out) {
+  const std::vector<TimerLine> timers =
+      parse_timers(TRY(read_file(sys::proc_path(process.pid, "timers"))));
+  if (!timers.empty()) {
+    for (FrozenThread& thread : process.threads)
+      TRY(settle_overruns(process, thread, &thread == &process.threads.front(), remote));
+  }
+  Queues queues = TRY(read_queues(process));
+  for (int look = 1;; ++look) {
+    sys::RemoteBatch batch(remote);
+    ProcessQuestions questions(batch, timers);
+    TRY(remote.run(process.threads.front(), batch));
+    Queues now = TRY(read_queues(process));
+    const bool same = now == queues;
+    queues = std::move(now);
+    if (!same && look < looks_max) continue;
+    TRY(questions.answer(out));
+    break;
+  }
+  for (std::string& info : queues.shared) out.add_pending(std::move(info));
+  for (std::size_t i = 0; i < queues.own.size(); ++i)
+    for (std::string& info : queues.own[i])
+      out.mutable_threads(static_cast<int>(i))->add_pending(std::move(info));
   return {};
 }
 
@@ -419,19 +463,7 @@ Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Pr
   }
 
   TRY(remote->map_arena(first));
-  std::vector<TimerLine> timers =
-      parse_timers(TRY(read_file(sys::proc_path(process.pid, "timers"))));
-  for (int i = 0; i < out.threads_size(); ++i) {
-    FrozenThread& thread = process.threads[static_cast<std::size_t>(i)];
-    if (!timers.empty()) TRY(settle_overruns(process, thread, i == 0, *remote));
-    TRY(describe_pending(thread, i == 0, out, *out.mutable_threads(i)));
-  }
-  {
-    sys::RemoteBatch batch(*remote);
-    ProcessQuestions questions(batch, std::move(timers));
-    TRY(remote->run(first, batch));
-    TRY(questions.answer(out));
-  }
+  TRY(describe_process(process, *remote, out));
   for (int i = 0; i < out.threads_size(); ++i) {
     FrozenThread& thread = process.threads[static_cast<std::size_t>(i)];
     sys::RemoteBatch batch(*remote);

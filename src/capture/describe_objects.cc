@@ -16,6 +16,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "sys/pidfd.h"
 
 namespace godwit::capture {
@@ -42,19 +43,30 @@ Result<void> describe_eventfd(const sys::FdInfo& info, image::Eventfd& out) {
   return {};
 }
 
-Result<void> describe_timerfd(int copy, image::Timerfd& out) {
-  itimerspec now{};
-  if (::timerfd_gettime(copy, &now) != 0) return os_error("timerfd_gettime");
-  const sys::FdInfo info = TRY(sys::read_fdinfo(::getpid(), copy));  // As it is after the question.
-  auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
-  out.set_value_ns(ns(now.it_value));
-  out.set_interval_ns(ns(now.it_interval));
-  out.set_clock(static_cast<std::int32_t>(TRY(number(info, "clockid", 10))));
-  out.set_ticks(TRY(number(info, "ticks", 10)));
-  out.set_flags(static_cast<std::uint32_t>(TRY(number(info, "settime flags", 8))));
-  return {};
-}
+// A timer that is due shows no time left, as one that isn't set does, until its interrupt has come:
+// microseconds later, or more where a hypervisor holds the processor. One that has no interval and
+// isn't set is common, so little is waited for it.
+constexpr std::int64_t due_once_ns_max = 100'000, due_periodic_ns_max = 20'000'000;
 
+Result<void> describe_timerfd(int copy, image::Timerfd& out) {
+  auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
+  const std::int64_t began_ns = monotonic_ns();
+  while (true) {
+    itimerspec now{};
+    if (::timerfd_gettime(copy, &now) != 0) return os_error("timerfd_gettime");
+    // As it is after the question, which counts what is due.
+    const sys::FdInfo info = TRY(sys::read_fdinfo(::getpid(), copy));
+    out.set_value_ns(ns(now.it_value));
+    out.set_interval_ns(ns(now.it_interval));
+    out.set_clock(static_cast<std::int32_t>(TRY(number(info, "clockid", 10))));
+    out.set_ticks(TRY(number(info, "ticks", 10)));
+    out.set_flags(static_cast<std::uint32_t>(TRY(number(info, "settime flags", 8))));
+    if (out.value_ns() != 0) return {};
+    const bool periodic = out.interval_ns() != 0;
+    if (!periodic && out.ticks() != 0) return {};  // It has expired.
+    if (monotonic_ns() - began_ns > (periodic ? due_periodic_ns_max : due_once_ns_max)) return {};
+  }
+}
 }  // namespace
 
 image::OpenFile::Kind object_kind(const std::string& link) {

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -288,6 +289,48 @@ void sleep_in(Sleepers* s, int which) {
       break;
     default:
       break;
+  }
+}
+
+// A look at any instant finds them armed, also between the moment when one is due and its interrupt.
+TEST(Describe, PeriodicTimersAreArmedWheneverTheyAreLookedAt) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start_function([](TestTree::Ready ready) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGALRM);
+    ::sigprocmask(SIG_BLOCK, &set, nullptr);
+    itimerval alarm{{0, 100}, {0, 100}};
+    ::setitimer(ITIMER_REAL, &alarm, nullptr);
+    itimerspec often{{0, 20'000}, {0, 20'000}};
+    for (int i = 0; i < 8; ++i)
+      ::timerfd_settime(::timerfd_create(CLOCK_MONOTONIC, 0), 0, &often, nullptr);
+    ready();
+    int signal;
+    while (true) ::sigwait(&set, &signal);
+  });
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  for (int look = 0; look < 100; ++look) {
+    Result<image::Capsule> capsule = describe(tree->ref());
+    ASSERT_DESCRIBED(capsule);
+    const image::Process& p = capsule->processes(0);
+    ASSERT_EQ(p.itimers_size(), 1) << "look " << look;
+    EXPECT_EQ(p.itimers(0).interval_us(), 100);
+    bool alarm_waits = false;
+    for (const std::string& pending : p.pending()) {
+      siginfo_t info;
+      ASSERT_EQ(pending.size(), sizeof info);
+      std::memcpy(&info, pending.data(), sizeof info);
+      alarm_waits |= info.si_signo == SIGALRM;
+    }
+    EXPECT_TRUE(alarm_waits || p.itimers(0).value_us() != 0) << "look " << look;
+    int timers = 0;
+    for (const image::OpenFile& file : capsule->files()) {
+      if (file.kind() != image::OpenFile::TIMERFD) continue;
+      ++timers;
+      EXPECT_NE(file.timerfd().value_ns(), 0) << "look " << look;
+    }
+    EXPECT_EQ(timers, 8);
   }
 }
 

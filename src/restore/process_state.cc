@@ -109,10 +109,21 @@ std::int64_t left_ns(std::int64_t value_ns, std::int64_t frozen_ns, bool cpu_tim
   return std::max<std::int64_t>(1, value_ns - frozen_ns);
 }
 
+bool waits(const image::Process& process, int signal) {
+  return std::ranges::any_of(process.pending(), [signal](const std::string& pending) {
+    siginfo_t info;
+    std::memcpy(&info, pending.data(), sizeof info);
+    return info.si_signo == signal;
+  });
+}
+
 void add_interval_timers(Batch& b, const image::Process& process, std::int64_t frozen_ns) {
   for (const image::IntervalTimer& t : process.itimers()) {
     std::int64_t value_us = t.value_us();
-    if (t.which() == ITIMER_REAL && value_us != 0)
+    // An expired one starts again when its signal is taken. Here it expires once more; a second
+    // SIGALRM isn't queued beside the first. One whose SIGALRM was ignored stands still.
+    if (t.which() == ITIMER_REAL && value_us == 0 && !waits(process, SIGALRM)) continue;
+    if (t.which() == ITIMER_REAL)
       value_us = std::max<std::int64_t>(1, value_us - frozen_ns / 1000);
     itimerval value{{t.interval_us() / 1'000'000, t.interval_us() % 1'000'000},
                     {value_us / 1'000'000, value_us % 1'000'000}};
