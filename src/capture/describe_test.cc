@@ -292,7 +292,8 @@ void sleep_in(Sleepers* s, int which) {
   }
 }
 
-// A look at any instant finds them armed, also between the moment when one is due and its interrupt.
+// A look at any instant finds them armed, also one between the moment when a timer is due and its
+// interrupt.
 TEST(Describe, PeriodicTimersAreArmedWheneverTheyAreLookedAt) {
   SKIP_WITHOUT_TREES();
   Result<TestTree> tree = TestTree::start_function([](TestTree::Ready ready) {
