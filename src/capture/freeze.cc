@@ -545,6 +545,7 @@ Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
   std::optional<SleepClock> clock;
   if (hints.measure_sleeps) clock = SleepClock::calibrate();
   std::vector<FrozenTree::Known> known = TRY(tree.look_before(hints, clock));
+  if (hints.stopping) hints.stopping();
   tree.frozen_at_ns_ = monotonic_ns();
   if (ref.freezer_v2) TRY(tree.hold());
   if (clock && tree.all_frozen())

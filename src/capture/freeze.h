@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -42,6 +43,8 @@ struct FreezeHints {
   std::vector<sys::InterruptedSleep> known_sleeps = {};
   // The target has another vdso: threads inside this one's functions go on until they are out.
   bool leave_vdso = false;
+  // Called when all that can be found out before is found out, just before the program is stopped.
+  std::function<void()> stopping = {};
 };
 
 struct FrozenThread : sys::StoppedThread {

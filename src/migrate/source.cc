@@ -493,12 +493,16 @@ Result<RoundDecision> Source::rounds() {
 }
 
 Result<void> Source::move(const RoundDecision&) {
-  // On a busy node every wait of ours in the freeze would otherwise be a turn of everybody else.
-  if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
-  reporter_.phase("freeze");
-  frozen_at_us_ = monotonic_us();
-  capture::FrozenTree tree = TRY(capture::freeze(
-      *tree_, {.measure_sleeps = true, .known_sleeps = sleeps_, .leave_vdso = leave_vdso_}));
+  auto stopping = [this] {
+    // On a busy node every wait of ours in the freeze would otherwise be a turn of everybody else.
+    if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
+    reporter_.phase("freeze");
+    frozen_at_us_ = monotonic_us();
+  };
+  capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true,
+                                                          .known_sleeps = sleeps_,
+                                                          .leave_vdso = leave_vdso_,
+                                                          .stopping = stopping}));
   TRY(check_not_executed());
   // From here no page of the tree can change. Every early return thaws, until the capsule is given
   // up: then what this init would still take in for the program could be lost with this copy.

@@ -78,7 +78,7 @@ tcp_info info_of(int socket) {
 }
 }  // namespace
 
-std::int64_t round_trip_us(int socket) { return info_of(socket).tcpi_rtt; }
+std::int64_t round_trip_us(int socket) { return info_of(socket).tcpi_min_rtt; }
 
 std::uint64_t bytes_acknowledged(std::span<const int> sockets) {
   std::uint64_t sum = 0;
