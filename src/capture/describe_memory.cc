@@ -32,15 +32,14 @@ std::uint32_t prot_of(const sys::MapEntry& map) {
 // What of an earlier description tells flags that maps doesn't show.
 class EarlierFlags {
  public:
-  explicit EarlierFlags(const image::Mm* mm) {
-    if (mm == nullptr) return;
-    for (const image::Vma& vma : mm->vmas()) by_end_[vma.end()] = &vma;
-  }
-  // The earlier mapping that this one is, or has grown or shrunk from; null: it's new.
-  const image::Vma* find(const sys::MapEntry& map) const {
-    for (auto at = by_end_.upper_bound(map.start);
-         at != by_end_.end() && at->second->start() < map.end; ++at) {
-      const image::Vma& vma = *at->second;
+  explicit EarlierFlags(const image::Mm& mm) : vmas_(mm.vmas()) {}
+
+  // The earlier mapping that this one is, or has grown or shrunk from; null: it's new. To be asked
+  // in ascending order.
+  const image::Vma* find(const sys::MapEntry& map) {
+    while (at_ < vmas_.size() && vmas_[at_].end() <= map.start) ++at_;
+    for (int i = at_; i < vmas_.size() && vmas_[i].start() < map.end; ++i) {
+      const image::Vma& vma = vmas_[i];
       if (vma.prot() == prot_of(map) && vma.shared() == map.shared && vma.kind() == kind_of(map))
         return &vma;
     }
@@ -48,7 +47,8 @@ class EarlierFlags {
   }
 
  private:
-  std::map<std::uint64_t, const image::Vma*> by_end_;
+  const google::protobuf::RepeatedPtrField<image::Vma>& vmas_;  // Ascending.
+  int at_ = 0;
 };
 
 struct Area {
@@ -81,7 +81,7 @@ Result<std::vector<Area>> read_areas(pid_t pid, const image::Mm* earlier) {
   std::vector<Area> areas;
   bool all_known = earlier != nullptr;
   if (all_known) {
-    EarlierFlags known(earlier);
+    EarlierFlags known(*earlier);
     for (sys::MapEntry& map : TRY(sys::read_maps(pid))) {
       if (is_gate(map)) continue;
       const image::Vma* before = known.find(map);

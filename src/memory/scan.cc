@@ -198,7 +198,12 @@ Result<void> scan_present(int pagemap_fd, const MapsView& maps, PageSet& content
     query.returned = sys::page_present;
     queries.push_back(query);
   }
-  const std::vector<sys::PageRegion> holes = TRY(scan_all(pagemap_fd, queries));
+  add_between_holes(maps, TRY(scan_all(pagemap_fd, queries)), content);
+  return {};
+}
+
+void add_between_holes(const MapsView& maps, const std::vector<sys::PageRegion>& holes,
+                       PageSet& content) {
   auto hole = holes.begin();
   for (const Area& area : maps.content) {
     if (!area.anonymous) continue;
@@ -212,7 +217,6 @@ Result<void> scan_present(int pagemap_fd, const MapsView& maps, PageSet& content
       at = h->end;
     }
   }
-  return {};
 }
 
 Result<void> scan_content(pid_t pid, const MapsView& maps, std::uint64_t dirty_word, bool details,

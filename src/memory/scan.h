@@ -20,6 +20,10 @@ Result<std::vector<sys::PageRegion>> scan_all(int pagemap_fd,
 // there.
 Result<void> scan_present(int pagemap_fd, const MapsView& maps, PageSet& content);
 
+// Adds what of the anonymous areas lies in none of the holes, which ascend.
+void add_between_holes(const MapsView& maps, const std::vector<sys::PageRegion>& holes,
+                       PageSet& content);
+
 // Content of `harvest`; with `details` zero pages are left out, and huge pages are told. By
 // PAGEMAP_SCAN or, on kernels before 6.7, word by word; with `dirty_word` != 0 also the dirty part:
 // pages whose pagemap word has this bit.

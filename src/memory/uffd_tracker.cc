@@ -108,7 +108,8 @@ class UffdTracker final : public DirtyTracker {
       out.dirty = out.content;
     } else {
       const std::vector<AreaGroup> groups = group_areas(maps);
-      TRY(scan_anonymous(pagemap.get(), maps, groups, mode, out));
+      TRY(mode == HarvestMode::take ? take_anonymous(pagemap.get(), maps, groups, out)
+                                    : look_at_anonymous(pagemap.get(), maps, out));
       for (const AreaGroup& group : groups)
         if (!group.anonymous) TRY(scan_file_group(pagemap.get(), maps, group, mode, out));
     }
@@ -173,27 +174,48 @@ class UffdTracker final : public DirtyTracker {
     }
   }
 
+  // In the freeze every walk over the page tables counts: one that matches what was written, what
+  // isn't there and what isn't tracked tells all, by few regions.
+  Result<void> look_at_anonymous(int pagemap, const MapsView& maps, Harvest& out) const {
+    std::vector<sys::ScanQuery> queries;
+    for (const AreaGroup& piece : anonymous_pieces(maps)) {
+      constexpr std::uint64_t absent = sys::page_present, untracked = sys::page_wpallowed;
+      queries.push_back({.start = piece.start,
+                         .end = piece.end,
+                         .required = 0,
+                         .inverted = absent | untracked,
+                         .any_of = sys::page_written | absent | untracked,
+                         .returned = sys::page_written | sys::page_present | sys::page_swapped |
+                                     sys::page_wpallowed,
+                         .write_protect = false,
+                         .check_registered = false});
+    }
+    std::vector<sys::PageRegion> holes;
+    for (const sys::PageRegion& region : TRY(scan_all(pagemap, queries))) {
+      const bool tracked = (region.categories & sys::page_wpallowed) != 0;
+      if ((region.categories & (sys::page_present | sys::page_swapped)) == 0)
+        holes.push_back(region);
+      else if (!tracked || (region.categories & sys::page_written) != 0)
+        out.dirty.add(region.start / page_bytes, (region.end - region.start) / page_bytes);
+    }
+    add_between_holes(maps, holes, out.content);
+    return {};
+  }
+
   // Of all anonymous areas: what was written where we are registered (others are skipped without
   // a word; CHECK_WPASYNC would stop at them, having cleared bits before them that are then told
   // to nobody); what is there where we aren't (the kernel skips registered areas as a whole); and
   // what is there at all.
-  Result<void> scan_anonymous(int pagemap, const MapsView& maps,
-                              const std::vector<AreaGroup>& groups, HarvestMode mode,
-                              Harvest& out) {
-    const bool takes = mode == HarvestMode::take;
+  Result<void> take_anonymous(int pagemap, const MapsView& maps,
+                              const std::vector<AreaGroup>& groups, Harvest& out) {
     std::vector<sys::ScanQuery> written, others;
     for (const AreaGroup& piece : anonymous_pieces(maps)) {
       sys::ScanQuery ours = query(piece.start, piece.end, true);
-      ours.write_protect = takes;
+      ours.write_protect = true;
       if (harvested_) {
         // Also zero pages: one may stand where content was.
         ours.inverted = 0;
         ours.required = sys::page_written;
-      }
-      if (!takes) {
-        // The kernel's short way; holes match too, and are left out below.
-        ours.any_of = ours.inverted = 0;
-        ours.required = ours.returned = sys::page_written;
       }
       written.push_back(ours);
       sys::ScanQuery unregistered = query(piece.start, piece.end, true);
@@ -205,15 +227,11 @@ class UffdTracker final : public DirtyTracker {
       const std::uint64_t pages = (region.end - region.start) / page_bytes;
       if ((region.categories & sys::page_written) != 0) out.dirty.add(page, pages);
       if ((region.categories & sys::page_huge) != 0) out.huge.add(page, pages);
-      if (takes && !harvested_) out.content.add(page, pages);
+      if (!harvested_) out.content.add(page, pages);
     }
     const std::vector<sys::PageRegion> strangers = TRY(scan_all(pagemap, others));
     add(strangers, true, true, out);
-    if (!takes || harvested_) TRY(scan_present(pagemap, maps, out.content));
-    if (!takes) {
-      out.dirty.keep_only(out.content);
-      return {};
-    }
+    if (harvested_) TRY(scan_present(pagemap, maps, out.content));
     harvested_ = true;
     auto first = strangers.begin();
     for (const AreaGroup& group : groups) {

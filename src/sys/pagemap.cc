@@ -60,7 +60,7 @@ Result<void> pagemap_scan(int pagemap_fd, const ScanQuery& query, std::vector<Pa
                   .vec_len = room,
                   .max_pages = 0,
                   .category_inverted = query.inverted,
-                  .category_mask = query.required | query.inverted,
+                  .category_mask = query.required | (query.inverted & ~query.any_of),
                   .category_anyof_mask = query.any_of,
                   .return_mask = query.returned};
     const int n = ::ioctl(pagemap_fd, pagemap_scan_request, &arg);

@@ -41,8 +41,9 @@ struct PageRegion {  // struct page_region of the kernel
 struct ScanQuery {
   std::uint64_t start = 0;
   std::uint64_t end = 0;
-  // A page matches if all bits of `required` hold, `inverted` ones meaning "not", and any of
-  // `any_of` (if not 0).
+  // A page matches if it has all categories of `required`, none of `inverted`, and (if not 0) one
+  // of `any_of`. A category that is in both of the last two counts as one of `any_of` where the
+  // page doesn't have it.
   std::uint64_t required = 0;
   std::uint64_t inverted = 0;
   std::uint64_t any_of = 0;
