@@ -6,6 +6,7 @@
 #include "base/ids.h"
 #include "base/thread_name.h"
 #include "sys/memory_io.h"
+#include "sys/thread_priority.h"
 
 namespace godwit::memory {
 namespace {
@@ -89,6 +90,7 @@ void PageReceiver::stop() {
 
 void PageReceiver::receive() {
   name_thread("godwit-receive");
+  sys::shorten_thread_slice();
   std::vector<std::byte> carry;
   while (true) {
     {
@@ -110,6 +112,7 @@ void PageReceiver::receive() {
 
 void PageReceiver::write() {
   name_thread("godwit-write");
+  sys::shorten_thread_slice();
   while (true) {
     {
       std::unique_lock lock(mutex_);

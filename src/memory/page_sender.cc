@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/ids.h"
+#include "sys/thread_priority.h"
 
 namespace godwit::memory {
 namespace {
@@ -177,7 +178,10 @@ Result<SendTotals> send_jobs(std::span<SendJob> jobs, std::span<StreamWriter> wr
   std::vector<Outcome> outcomes(workers);
   std::vector<std::thread> threads;
   for (std::size_t i = 1; i < workers; ++i)
-    threads.emplace_back([&, i] { work(queue, jobs, writers, writers[i], outcomes[i]); });
+    threads.emplace_back([&, i] {
+      sys::shorten_thread_slice();
+      work(queue, jobs, writers, writers[i], outcomes[i]);
+    });
   work(queue, jobs, writers, writers[0], outcomes[0]);
   for (std::thread& thread : threads) thread.join();
 

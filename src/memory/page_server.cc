@@ -100,6 +100,7 @@ class PageServer {
 
   void push(std::size_t stream) {
     name_thread("godwit-push");
+    sys::shorten_thread_slice();
     StreamWriter writer(streams_[stream]);
     BatchSender sender(writer);
     sender.tell_every_zero();

@@ -9,6 +9,7 @@
 #include "migrate/worker_channel.h"
 #include "sys/cpuid.h"
 #include "sys/own_memory.h"
+#include "sys/thread_priority.h"
 #include "sys/vdso.h"
 #include "transport/link.h"
 
@@ -45,6 +46,7 @@ Result<void> serve() {
   // What ps(1) shows of one that waits.
   name_thread("godwit-spare");
   warm_up();
+  sys::shorten_thread_slice();
   wire::WorkerOrder order;
   Result<void> received = channel.receive(order);
   // A spare whose daemon has ended.

@@ -1,5 +1,6 @@
 #include "sys/thread_priority.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -33,6 +34,15 @@ bool raise_thread_priority() {
                        .runtime = least_slice_ns};
   if (::syscall(SYS_sched_setattr, 0, &attr, 0) == 0) return true;
   return ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), raised_nice) == 0;
+}
+
+void shorten_thread_slice() {
+  errno = 0;
+  const int nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()));
+  if (errno != 0) return;
+  const SchedAttr attr{
+      .policy = SCHED_OTHER, .flags = flag_reset_on_fork, .nice = nice, .runtime = least_slice_ns};
+  (void)::syscall(SYS_sched_setattr, 0, &attr, 0);  // Nothing depends on it but smoothness.
 }
 
 }  // namespace godwit::sys
