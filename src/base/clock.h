@@ -7,6 +7,7 @@ namespace godwit {
 
 std::int64_t monotonic_ns();  // CLOCK_MONOTONIC of the calling process's time namespace.
 std::int64_t boottime_ns();   // CLOCK_BOOTTIME, likewise.
+std::int64_t monotonic_coarse_ns();  // As it was at the last tick: up to 10 ms ago.
 std::int64_t realtime_ns();   // CLOCK_REALTIME: the only clock that namespaces don't shift.
 inline std::int64_t monotonic_us() { return monotonic_ns() / 1000; }
 inline std::int64_t realtime_us() { return realtime_ns() / 1000; }

@@ -103,6 +103,7 @@ Result<void> describe_clocks(pid_t pid, image::Clocks& clocks) {
   clocks.set_realtime_ns(realtime_ns());
   clocks.set_monotonic_ns(monotonic_ns());
   clocks.set_boottime_ns(boottime_ns());
+  clocks.set_monotonic_coarse_ns(monotonic_coarse_ns());
   auto offsets = [](pid_t of, std::int64_t(&out)[2]) -> Result<void> {
     std::string text = TRY(read_file(fmt::format("/proc/{}/timens_offsets", of)));
     long long s[2] = {}, n[2] = {};
@@ -117,6 +118,7 @@ Result<void> describe_clocks(pid_t pid, image::Clocks& clocks) {
   TRY(offsets(pid, theirs));
   TRY(offsets(::getpid(), ours));
   clocks.set_monotonic_ns(clocks.monotonic_ns() + theirs[0] - ours[0]);
+  clocks.set_monotonic_coarse_ns(clocks.monotonic_coarse_ns() + theirs[0] - ours[0]);
   clocks.set_boottime_ns(clocks.boottime_ns() + theirs[1] - ours[1]);
   return {};
 }

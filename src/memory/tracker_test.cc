@@ -80,6 +80,38 @@ TEST(UffdTracker, TellsEachWriteOnce) {
   tells_each_write_once(**tracker, shared);
 }
 
+// What lies between two anonymous areas is looked at with them, and is none of theirs.
+TEST(UffdTracker, TellsNothingOfSharedMemoryBetweenAreas) {
+  if (!uffd_tracking_supported()) GTEST_SKIP() << "no PAGEMAP_SCAN or no userfaultfd WP_ASYNC";
+  Shared* shared = make_shared_page();
+  Child child = Child::run([shared] {
+    for (int part : {0, 1, 2}) {
+      auto* memory = static_cast<char*>(
+          ::mmap(reinterpret_cast<void*>(arena + part * 4 * page_bytes), 4 * page_bytes,
+                 PROT_READ | PROT_WRITE,
+                 (part == 1 ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+      std::memset(memory, 1, 4 * page_bytes);
+    }
+    shared->state = -1;
+    while (true) ::pause();
+    return 0;
+  });
+  await([=] { return shared->state == -1; }, "the child");
+  child.stop();
+  UniqueFd uffd = child.make_uffd();
+  child.go();
+  auto tracker = make_uffd_tracker(child.pid(), std::move(uffd));
+  ASSERT_TRUE(tracker.ok()) << tracker.error().what();
+  for (HarvestMode mode : {HarvestMode::take, HarvestMode::look, HarvestMode::glance}) {
+    Result<Harvest> harvest = (*tracker)->harvest(mode);
+    ASSERT_TRUE(harvest.ok()) << harvest.error().what();
+    PageSet outside = harvest->dirty;
+    outside.remove(harvest->content);
+    EXPECT_TRUE(outside.empty()) << "mode " << static_cast<int>(mode);
+    EXPECT_EQ(harvest->content.count(arena / page_bytes, 12), 8u);
+  }
+}
+
 TEST(SoftDirtyTracker, TellsEachWriteOnce) {
   if (!sys::soft_dirty_supported()) GTEST_SKIP() << "this kernel has no soft-dirty bits";
   Shared* shared = make_shared_page();

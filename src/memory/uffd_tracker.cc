@@ -199,6 +199,7 @@ class UffdTracker final : public DirtyTracker {
         out.dirty.add(region.start / page_bytes, (region.end - region.start) / page_bytes);
     }
     add_between_holes(maps, holes, out.content);
+    out.dirty.keep_only(out.content);  // Pieces also span what lies between anonymous areas.
     return {};
   }
 

@@ -1,6 +1,5 @@
 #include "migrate/source.h"
 
-#include <fmt/ranges.h>
 #include <sys/user.h>
 #include <unistd.h>
 
@@ -17,7 +16,6 @@
 #include "capsule/shell.h"
 #include "capture/describe.h"
 #include "capture/freeze.h"
-#include "capture/signal_frames.h"
 #include "memory/dirty_tracker.h"
 #include "memory/source_memory.h"
 #include "migrate/capsule_files.h"
@@ -27,8 +25,8 @@
 #include "migrate/file_identity.h"
 #include "migrate/round_policy.h"
 #include "migrate/shell_adapter.h"
+#include "migrate/unknown_registers.h"
 #include "restore/restorer.h"
-#include "sys/cpuid.h"
 #include "sys/exec_watch.h"
 #include "sys/kernel_features.h"
 #include "sys/namespaces.h"
@@ -99,7 +97,6 @@ class Source {
   Result<void> follow_changes();
   Result<void> check_not_executed() const;
   Result<void> compare_clocks();
-  Result<void> drop_unknown_registers(const capture::FrozenTree& tree, image::Capsule& final) const;
   Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
                                         std::vector<memory::RoundOptions::Range> eager = {});
   Result<void> expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
@@ -543,7 +540,9 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   reporter_.phase("survey");
   TRY(survey(final, node_pids));
   TRY(identity_->flush_shared(final));
-  TRY(drop_unknown_registers(tree, final));
+  std::vector<std::string> reasons =
+      TRY(drop_unknown_registers(tree, order_.cpu_features(), target_features_, final));
+  if (!reasons.empty()) return refused(reasons);
 
   reporter_.phase("final copy");
   if (!same_layout(prepared_, final)) TRY(send_prepare(final));
@@ -563,29 +562,6 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   reporter_.phase("ready");
   wire::ToSource reply;
   TRY(expect(reply, wire::ToSource::kReady, finish_ms_max));
-  return {};
-}
-
-// What a program that began on a lesser processor has got here without knowing.
-Result<void> Source::drop_unknown_registers(const capture::FrozenTree& tree,
-                                            image::Capsule& final) const {
-  if (order_.cpu_features().empty()) return {};
-  const std::uint32_t bytes_there = TRY(sys::signal_xsave_bytes(target_features_));
-  if (bytes_there < TRY(sys::signal_xsave_bytes(order_.cpu_features()))) {
-    const std::vector<std::string> reasons =
-        TRY(capture::large_signal_frames(tree, final, bytes_there));
-    if (!reasons.empty()) return refused(reasons);
-  }
-  for (image::Process& process : *final.mutable_processes()) {
-    for (image::Thread& thread : *process.mutable_threads()) {
-      const std::vector<std::string> lost = TRY(sys::drop_unknown_xstate(
-          *thread.mutable_xstate(), order_.cpu_features(), target_features_));
-      if (lost.empty()) continue;
-      return make_error(Errc::refused,
-                        "thread {} has something in registers that the target lacks: {}",
-                        thread.tid(), fmt::join(lost, ", "));
-    }
-  }
   return {};
 }
 

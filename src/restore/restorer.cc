@@ -45,6 +45,7 @@ constexpr unsigned threads_at_once = Arena::lanes_max - 1;
 // How far the capsule's clocks may be behind the source's at the freeze. More means that somebody
 // told us nonsense.
 constexpr std::int64_t clock_wait_ns_max = 1'000'000'000;
+constexpr std::int64_t tick_wait_ns_max = 20'000'000, tick_look_ns = 50'000;
 
 }  // namespace
 
@@ -74,6 +75,7 @@ struct Restorer::Impl {
   Result<void> build(const image::Capsule& image, bool final);
   Result<void> enter_time_namespace();
   Result<void> wait_for_clocks(const image::Clocks& clocks) const;
+  void wait_for_tick() const;
   Result<void> set_threads(const image::Process& image);
   Result<void> restore_threads(const image::Process& image);
   Result<void> restore_leader(const image::Process& image, const image::Capsule& capsule);
@@ -90,6 +92,7 @@ struct Restorer::Impl {
   std::unique_ptr<Process> process;  // One until trees are covered (supported.cc refuses others).
   UniqueFd time_namespace;
   std::int64_t monotonic_delta_ns = 0, boottime_delta_ns = 0;
+  std::int64_t coarse_ns = 0;  // What the program may have read of CLOCK_MONOTONIC_COARSE.
   const image::Capsule* prepared_final = nullptr;
   cpu_set_t cpus{};
   std::uint64_t cap_bounding = 0;
@@ -271,6 +274,7 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   TRY(m.set_contexts(p));
   if (final.next_pid() > 0) TRY(m.source.set_last_pid(final.next_pid()));
   m.files.close_all();
+  m.coarse_ns = final.clocks().monotonic_coarse_ns();
   return m.wait_for_clocks(final.clocks());
 }
 
@@ -288,6 +292,17 @@ Result<void> Restorer::Impl::wait_for_clocks(const image::Clocks& clocks) const 
   while (clock_nanosleep(CLOCK_MONOTONIC, 0, &wait, &wait) == EINTR) {
   }
   return {};
+}
+
+// The coarse clock tells the time of the last tick, and ticks of this node fall at other moments
+// than the source's. A downtime shorter than a tick (4 ms, mostly) could take it back.
+void Restorer::Impl::wait_for_tick() const {
+  const std::int64_t began_ns = godwit::monotonic_ns();
+  while (godwit::monotonic_coarse_ns() + monotonic_delta_ns < coarse_ns &&
+         godwit::monotonic_ns() - began_ns < tick_wait_ns_max) {
+    const timespec look{0, tick_look_ns};
+    ::nanosleep(&look, nullptr);
+  }
 }
 
 Result<ThreadContext> Restorer::Impl::context(const image::Process& image, int thread) {
@@ -396,6 +411,7 @@ Result<void> Restorer::start() {
     impl_->sleeps.push_back(s.sleep);
     impl_->sleeps.back().voluntary_switches = *switches;
   }
+  impl_->wait_for_tick();
   // Thawed first: a thread that is detached in a frozen group wakes twice (64 threads: 0.5 to 2
   // ms). They still stand in their ptrace stops. Should we die in between, the kernel detaches the
   // rest, which is right after the grant.

@@ -71,8 +71,11 @@ Result<void> pagemap_scan(int pagemap_fd, const ScanQuery& query, std::vector<Pa
       return os_error(fmt::format("PAGEMAP_SCAN({:#x}-{:#x})", at, query.end), error);
     }
     out.resize(had + static_cast<std::size_t>(n));
+    // walk_end tells the truth only where the room was too small: a walk that came to its end after
+    // the kernel's own buffer (512 regions) had been full says where that was.
+    if (static_cast<std::size_t>(n) < room) break;
     INVARIANT(arg.walk_end > at, "PAGEMAP_SCAN stands still at {:#x}", at);
-    at = arg.walk_end;
+    at = std::max<std::uint64_t>(arg.walk_end, out.back().end);
     room = std::min(room * 8, regions_per_call);
   }
   return {};

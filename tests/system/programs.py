@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
+import math
 import json
 import os
 import pathlib
@@ -33,6 +34,8 @@ MODES = ("precopy", "stop", "postcopy", "hybrid", "auto")
 MOVES = 6
 MOVES_MIN = 5
 WORK_TICKS = 3          # Of processor time between two moves; a tick is 10 ms.
+SECONDS_MIN = 4         # A run shorter than this ends before its moves do: it gets more to do.
+SCALE_MAX = 32
 LIMIT_S = 200           # For each of the two runs, also on a busy machine.
 SEED = 20260
 
@@ -68,7 +71,7 @@ def text_of_words(size, seed=SEED):
     return b"".join(parts)[:size]
 
 
-def blastn(directory):
+def blastn(directory, scale):
     need("/usr/bin/blastn", "/usr/bin/makeblastdb")
     rng = random.Random(SEED)
     genome = "".join(rng.choices("ACGT", k=6_000_000))
@@ -76,7 +79,7 @@ def blastn(directory):
         for n in range(60):
             file.write(f">g{n}\n{genome[n * 100_000:(n + 1) * 100_000]}\n")
     with open(directory / "query.fa", "w", encoding="ascii") as file:
-        for n in range(150):
+        for n in range(150 * scale):
             at = rng.randrange(len(genome) - 3000)
             piece = list(genome[at:at + 3000])
             for _ in range(300):
@@ -89,12 +92,12 @@ def blastn(directory):
                 ["hits"])
 
 
-def python3(directory):
+def python3(directory, scale):
     need("/usr/bin/python3")
     if subprocess.run(["/usr/bin/python3", "-c", "import numpy"], check=False,
                       stderr=subprocess.DEVNULL).returncode != 0:
         raise Skipped("numpy is not installed")
-    (directory / "work.py").write_text("""\
+    (directory / "work.py").write_text(f"STEPS = {280 * scale}" + """
 import hashlib, sys
 import numpy
 out = sys.argv[1]
@@ -102,7 +105,7 @@ rng = numpy.random.default_rng(7)
 matrix = rng.standard_normal((300, 300))
 digest = hashlib.sha256()
 with open(out + "/rows", "w+b") as rows:
-    for step in range(280):
+    for step in range(STEPS):
         matrix = numpy.tanh(matrix @ matrix.T / 300 + rng.standard_normal(matrix.shape))
         values = numpy.sort(matrix, axis=None)[::3000]
         rows.write(values.tobytes())
@@ -115,25 +118,25 @@ with open(out + "/rows", "w+b") as rows:
                 env={"OPENBLAS_NUM_THREADS": "2"})
 
 
-def zstd(directory):
+def zstd(directory, scale):
     need("/usr/bin/zstd")
-    (directory / "text").write_bytes(text_of_words(24 << 20))
+    (directory / "text").write_bytes(text_of_words(scale * 24 << 20))
     return Spec(["/usr/bin/zstd", "-q", "-f", "-T2", "-13", "text", "-o", "OUT/text.zst"], ["text.zst"])
 
 
-def xz(directory):
+def xz(directory, scale):
     """xz makes a pipe to itself at its start, for signals, whatever it is asked to do."""
     need("/usr/bin/xz")
-    (directory / "text").write_bytes(text_of_words(12 << 20))
+    (directory / "text").write_bytes(text_of_words(scale * 12 << 20))
     return Spec(["/bin/sh", "-c", "exec /usr/bin/xz -T2 -6 -c text > OUT/text.xz"], ["text.xz"])
 
 
-def sqlite3(directory):
+def sqlite3(directory, scale):
     """Without file locks (unix-none), which can't move yet; each transaction goes through a journal."""
     need("/usr/bin/sqlite3")
     lines = ["pragma temp_store=memory;", "pragma cache_size=200;", "pragma synchronous=off;",
              "create table t(k integer primary key, a text, b integer);", "create index i on t(b);"]
-    for n in range(400):
+    for n in range(400 * scale):
         lines += ["begin;",
                   f"with recursive c(x) as (select 1 union all select x+1 from c where x<1200) "
                   f"insert into t(a,b) select hex(x*{n + 7}) || printf('%08d', x*{n}), "
@@ -147,13 +150,13 @@ def sqlite3(directory):
                 ["data.db"])
 
 
-def cc1(directory):
+def cc1(directory, scale):
     found = sorted(glob.glob("/usr/lib/gcc/x86_64-linux-gnu/*/cc1"))
     if not found:
         raise Skipped("cc1 is not installed")
     rng = random.Random(SEED)
     with open(directory / "big.c", "w", encoding="ascii") as file:
-        for n in range(550):
+        for n in range(550 * scale):
             file.write(f"int f{n}(int *p, int n, double x) {{\n  int s = {rng.randrange(1000)};\n"
                        f"  for (int i = 0; i < n; i++) {{\n"
                        f"    p[i] = p[i] * {rng.randrange(2, 99)} + s; s ^= p[i] >> {rng.randrange(1, 9)};\n"
@@ -165,7 +168,7 @@ def cc1(directory):
     return Spec([found[-1], "-quiet", "-O2", "big.c", "-o", "OUT/big.s"], ["big.s"])
 
 
-def povray(directory):
+def povray(directory, scale):
     need("/usr/bin/povray")
     rng = random.Random(SEED)
     scene = ["#version 3.7; global_settings { assumed_gamma 1.0 }",
@@ -178,19 +181,20 @@ def povray(directory):
                      f"<{rng.random():.3f},{rng.random():.3f},{rng.random():.3f},0.3> }} "
                      f"finish {{ reflection 0.3 phong 0.7 }} interior {{ ior 1.3 }} }}")
     (directory / "scene.pov").write_text("\n".join(scene) + "\n")
+    width, height = (int(side * math.sqrt(scale)) for side in (440, 330))
     # Without jitter: which thread gets which random numbers differs between any two runs.
-    return Spec(["/usr/bin/povray", "+Iscene.pov", "+OOUT/image.ppm", "+FP", "+W440", "+H330", "+A0.1", "-J",
+    return Spec(["/usr/bin/povray", "+Iscene.pov", "+OOUT/image.ppm", "+FP", f"+W{width}", f"+H{height}", "+A0.1", "-J",
                  "+WT2", "-D", "-GA"], ["image.ppm"],
                 # Comments in the header tell when it was rendered.
                 normalize_file=lambda data: re.sub(rb"(?m)^#.*\n", b"", data[:400]) + data[400:])
 
 
-def octave(directory):
+def octave(directory, scale):
     need("/usr/bin/octave-cli")
-    (directory / "work.m").write_text("""\
+    (directory / "work.m").write_text(f"steps = {220 * scale};" + """
 rand("seed", 5); randn("seed", 6);
 n = 500; total = 0; worst = 0;
-for k = 1:220
+for k = 1:steps
   A = rand(n) + n * eye(n); b = randn(n, 4);
   x = A \\ b;
   worst = max(worst, norm(A * x - b));
@@ -202,11 +206,11 @@ printf("%.15g %d\\n", total, worst < 1e-9);
                 env={"OPENBLAS_NUM_THREADS": "2"})
 
 
-def stress_ng(_directory):
+def stress_ng(_directory, _scale):
     """Always a tree: the program, its stressor, and a child of that which may run out of memory."""
     need("/usr/bin/stress-ng")
     return Spec(["/usr/bin/stress-ng", "--vm", "1", "--vm-bytes", "64M", "--vm-method", "flip", "--verify",
-                 "--vm-ops", "30000", "--metrics-brief", "--temp-path", "OUT"], [],
+                 "--timeout", "6s", "--metrics-brief", "--temp-path", "OUT"], [],
                 refused="processes, and process trees can't move yet", normalize=lambda text: "")
 
 
@@ -397,13 +401,21 @@ def compare(reference, moved):
 def run(name, cluster, moves):
     directory = pathlib.Path(tempfile.mkdtemp(prefix=f"program-{name}-", dir=cluster.shared_dir()))
     try:
-        spec = PROGRAMS[name](directory)
         outs = [directory / which for which in ("here", "moved")]
         for out in outs:
             out.mkdir()
-        began = time.monotonic()
-        reference = run_here(spec, directory, outs[0])
-        print(f"  never moved: {time.monotonic() - began:.1f} s", flush=True)
+        scale = 1
+        while True:
+            spec = PROGRAMS[name](directory, scale)
+            began = time.monotonic()
+            reference = run_here(spec, directory, outs[0])
+            took = time.monotonic() - began
+            print(f"  never moved: {took:.1f} s", flush=True)
+            if spec.refused or took >= SECONDS_MIN or scale >= SCALE_MAX:
+                break
+            scale = min(SCALE_MAX, scale * math.ceil(1.5 * SECONDS_MIN / took))
+            shutil.rmtree(outs[0])
+            outs[0].mkdir()
         began = time.monotonic()
         moving = Moving(cluster, spec, directory, outs[1])
         try:
