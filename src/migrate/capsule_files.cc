@@ -298,4 +298,15 @@ bool same_layout(const image::Capsule& a, const image::Capsule& b) {
   return true;
 }
 
+std::set<std::string> shared_files(const image::Capsule& capsule) {
+  std::set<std::string> files;
+  auto add = [&files](const image::FileRef& ref) {
+    if (ref.where() == image::FileRef::SHARED) files.insert(ref.path() + '\0' + ref.fs_identity());
+  };
+  for (const image::OpenFile& file : capsule.files()) add(file.ref());
+  for (const image::Process& process : capsule.processes())
+    for (const image::FileRef& ref : process.mm().mapped()) add(ref);
+  return files;
+}
+
 }  // namespace godwit::migrate

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 
@@ -75,5 +76,9 @@ class CapsuleFiles {
 
 // Whether the target could put pages of `b` into skeletons that were prepared for `a`.
 bool same_layout(const image::Capsule& a, const image::Capsule& b);
+
+// What the capsule has open or mapped and the target must have, each by its path and identity: one
+// that was replaced is another one.
+std::set<std::string> shared_files(const image::Capsule& capsule);
 
 }  // namespace godwit::migrate

@@ -91,7 +91,7 @@ class Source {
   Result<void> release();
   void relay_goes_on();
 
-  Result<void> send_prepare(image::Capsule image);
+  Result<std::vector<std::string>> send_prepare(image::Capsule image);
   Result<void> survey(image::Capsule& image, const PidMap& node_pids);
   Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
   Result<void> follow_changes();
@@ -276,17 +276,22 @@ Result<void> Source::expect(wire::ToSource& reply, wire::ToSource::MessageCase w
   return {};
 }
 
-Result<void> Source::send_prepare(image::Capsule image) {
+// The answer: the target's reasons against it; then it is as before.
+Result<std::vector<std::string>> Source::send_prepare(image::Capsule image) {
   wire::ToTarget message;
   *message.mutable_prepare()->mutable_so_far() = image;
   TRY(control_.send(message));
   wire::ToSource reply;
   TRY(expect(reply, wire::ToSource::kPrepared, prepare_ms_max));
+  std::vector<std::string> reasons;
+  for (const std::string& reason : reply.prepared().reasons())
+    reasons.push_back("the target: " + reason);
+  if (!reasons.empty()) return reasons;
   for (const image::Process& process : image.processes())
     memory_.set_target_layout(static_cast<memory::SpaceId>(process.pid()),
                               memory::content_areas(process.mm()));
   prepared_ = std::move(image);
-  return {};
+  return reasons;
 }
 
 // Spaces follow the image: what is new is added, what is gone is removed.
@@ -342,14 +347,22 @@ Result<void> Source::check_not_executed() const {
   return {};
 }
 
-// The target's mappings and files follow those of the running program.
+// The target's mappings and files follow those of the running program, which removes and replaces
+// files meanwhile: only what is still so at a second look is a reason against the move.
 Result<void> Source::follow_changes() {
+  std::vector<std::string> reasons;
+  std::set<std::string> files;
   for (int attempt = 1;; ++attempt) {
     capture::LiveDescription live = TRY(capture::describe_live(*tree_));
     Result<void> surveyed = survey(live.capsule, live.node_pids);
-    if (surveyed.ok()) return send_prepare(std::move(live.capsule));
-    // The program removed a file between the two looks.
-    if (surveyed.error().sys_errno() != ENOENT || attempt == describe_attempts_max) return surveyed;
+    const bool last = attempt == describe_attempts_max;
+    if (!surveyed.ok() && (surveyed.error().sys_errno() != ENOENT || last)) return surveyed;
+    if (!surveyed.ok()) continue;
+    std::set<std::string> files_now = shared_files(live.capsule);
+    std::vector<std::string> now = TRY(send_prepare(std::move(live.capsule)));
+    if (now.empty()) return {};
+    if (last || (now == reasons && files_now == files)) return refused(now);
+    reasons = std::move(now), files = std::move(files_now);
   }
 }
 
@@ -545,7 +558,10 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   if (!reasons.empty()) return refused(reasons);
 
   reporter_.phase("final copy");
-  if (!same_layout(prepared_, final)) TRY(send_prepare(final));
+  if (!same_layout(prepared_, final)) {
+    const std::vector<std::string> against = TRY(send_prepare(final));
+    if (!against.empty()) return refused(against);
+  }
   wire::ToTarget message;
   wire::Finish& finish = *message.mutable_finish();
   finish.set_relay_state(std::move(relay_state));

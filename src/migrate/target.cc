@@ -311,19 +311,15 @@ Result<void> Target::drop(memory::SpaceId space, std::span<const memory::PageRun
 Result<void> Target::on_prepare(const image::Capsule& so_far) {
   std::vector<std::string> reasons;
   TRY(identity_->compare(so_far, reasons));
-  if (!reasons.empty()) {
-    std::string all;
-    for (const std::string& reason : reasons) all += (all.empty() ? "" : "; ") + reason;
-    return Error(Errc::refused, all);
-  }
+  wire::ToSource reply;
+  reply.mutable_prepared()->mutable_reasons()->Assign(reasons.begin(), reasons.end());
+  if (!reasons.empty()) return control_.send(reply);
   TRY(restorer_->prepare(so_far));
   TRY(publish_targets(so_far));
   memory_->forget_targets();
   TRY(await_record());
   // The next message may already be the freeze's; the bulk of the work before it is done.
   if (!sys::raise_thread_priority()) LOG(info, "the restore runs at ordinary priority");
-  wire::ToSource reply;
-  reply.mutable_prepared();
   return control_.send(reply);
 }
 
