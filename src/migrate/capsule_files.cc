@@ -245,6 +245,55 @@ Result<void> CapsuleFiles::claim_named(image::Capsule& image) {
   return {};
 }
 
+namespace {
+
+// Whether the target can make what it has of the one into the other.
+bool can_become(const image::PrivateFile& before, const image::PrivateFile& now) {
+  const bool same_kind =
+      before.kind() == now.kind() && (before.mode() & S_IFMT) == (now.mode() & S_IFMT);
+  const bool was_path = before.kind() == image::PrivateFile::PATH;
+  if (same_kind && was_path)
+    return before.nlink_of() == now.nlink_of() && before.symlink_target() == now.symlink_target();
+  if (same_kind) return now.kind() != image::PrivateFile::SHMEM || before.size() == now.size();
+  return was_path && S_ISREG(before.mode()) && now.kind() == image::PrivateFile::UNLINKED;
+}
+
+}  // namespace
+
+// A new file gets the inode of one that was removed; and a nameless file can get a name. What the
+// target can't change into what it is now begins anew there, under another id.
+void CapsuleFiles::part_from_former(image::Capsule& image) {
+  std::map<std::uint32_t, std::uint32_t> ids;
+  auto choose = [&](image::PrivateFile& file) {
+    auto before = former_.find(file.id());
+    const bool kept = before == former_.end() || can_become(before->second, file);
+    ids[file.id()] = kept ? file.id() : next_id_++;
+  };
+  for (image::PrivateFile& file : *image.mutable_private_files())
+    if (file.nlink_of() == 0) choose(file);
+  for (image::PrivateFile& file : *image.mutable_private_files()) {
+    if (file.nlink_of() == 0) continue;
+    file.set_nlink_of(ids.at(file.nlink_of()));
+    choose(file);
+  }
+  for (auto& [key, known] : known_) {
+    auto id = ids.find(known.id);
+    if (known.generation != generation_ || id == ids.end() || id->second == known.id) continue;
+    auto way = open_by_id_.extract(known.id);
+    known.id = id->second;
+    known.unchanged = false;
+    if (way.empty()) continue;
+    way.key() = known.id;
+    open_by_id_.insert(std::move(way));
+  }
+  rename_ids(image, ids);
+  former_.clear();
+  for (image::PrivateFile& file : *image.mutable_private_files()) {
+    if (file.space() != 0) file.set_space(file_space_bit | file.id());
+    former_[file.id()] = file;
+  }
+}
+
 Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& image,
                                                             const PidMap& node_pids) {
   ++generation_;
@@ -261,6 +310,7 @@ Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& imag
     TRY(walk(image, dir.get(), tree, 0));
   }
   TRY(claim_named(image));
+  part_from_former(image);
   // What is mapped shared changes without a stamp that could be trusted to the nanosecond.
   for (std::uint32_t id : mapped_shared(image))
     for (auto& [key, known] : known_)

@@ -63,11 +63,13 @@ class CapsuleFiles {
   Result<void> add_entry(image::Capsule& image, int dir, const std::string& path,
                          const std::string& name, int depth);
   Result<void> claim_named(image::Capsule& image);
+  void part_from_former(image::Capsule& image);
   Known& know(const Key& key, const struct stat& st);
 
   std::string root_;
   std::map<Key, Known> known_;
   std::map<std::uint32_t, std::string> open_by_id_;
+  std::map<std::uint32_t, image::PrivateFile> former_;  // Of the last image, by id.
   std::map<Key, std::uint32_t> in_image_;  // Objects that the image of this collection has already.
   std::uint32_t next_id_ = 1;
   std::uint64_t generation_ = 0;

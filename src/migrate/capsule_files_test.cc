@@ -74,6 +74,50 @@ TEST_F(CapsuleFilesTest, AnObjectKeepsItsIdWhenRenamed) {
   EXPECT_EQ(find(after, "/tmp/z")->id(), find(before, "/tmp/a")->id());
 }
 
+// The target has it without a name and can't give it one: there it begins anew.
+TEST_F(CapsuleFilesTest, ANamelessFileThatGetsANameIsAnotherObject) {
+  UniqueFd fd(::open((root_ + "/tmp").c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (!fd) GTEST_SKIP() << "O_TMPFILE: errno " << errno;
+  ASSERT_EQ(::write(fd.get(), "content", 7), 7);
+  constexpr std::uint32_t captured_id = 7;
+  auto captured = [&] {
+    image::Capsule image;
+    image::PrivateFile& file = *image.add_private_files();
+    file.set_id(captured_id), file.set_kind(image::PrivateFile::UNLINKED);
+    file.set_path("/tmp/#1");
+    image::OpenFile& open = *image.add_files();
+    open.set_id(1);
+    open.mutable_ref()->set_where(image::FileRef::PRIVATE);
+    open.mutable_ref()->set_private_file(captured_id);
+    image::Process& process = *image.add_processes();
+    process.set_pid(1);
+    image::Fd& held = *process.add_fds();
+    held.set_fd(fd.get()), held.set_file(1);
+    return image;
+  };
+  const PidMap pids{{1, ::getpid()}};
+  CapsuleFiles files(root_);
+  image::Capsule before = captured(), still = captured(), after = captured();
+  ASSERT_TRUE(files.collect(before, pids).ok());
+  ASSERT_TRUE(files.collect(still, pids).ok());
+  ASSERT_EQ(before.private_files_size(), 1);
+  EXPECT_EQ(still.private_files(0).id(), before.private_files(0).id());
+  const std::string way = "/proc/self/fd/" + std::to_string(fd.get());
+  ASSERT_EQ(::linkat(AT_FDCWD, way.c_str(), AT_FDCWD, (root_ + "/tmp/named").c_str(),
+                     AT_SYMLINK_FOLLOW),
+            0);
+  ASSERT_TRUE(files.collect(after, pids).ok());
+  ASSERT_EQ(after.private_files_size(), 1);
+  const image::PrivateFile& file = after.private_files(0);
+  EXPECT_EQ(file.kind(), image::PrivateFile::PATH);
+  EXPECT_NE(file.id(), before.private_files(0).id());
+  EXPECT_EQ(file.space(), file_space_bit | file.id());
+  EXPECT_EQ(after.files(0).ref().private_file(), file.id());
+  char got[8] = {};
+  EXPECT_EQ(::read(files.open(file.id()).value().get(), got, sizeof got), 7);
+  EXPECT_STREQ(got, "content");
+}
+
 TEST_F(CapsuleFilesTest, HardLinksShareTheirContent) {
   put("/tmp/a", "content");
   std::filesystem::create_hard_link(root_ + "/tmp/a", root_ + "/tmp/b");

@@ -284,6 +284,15 @@ class NodeClientImpl final : public NodeClient {
   milliseconds query_;
 };
 
+// Questions may be asked twice: a connection that stands since before the node was restarted is
+// found to be dead only by the first call on it.
+constexpr const char* questions_again = R"({"methodConfig": [{
+  "name": [{"service": "godwit.node.Node", "method": "Status"},
+           {"service": "godwit.node.Node", "method": "Find"},
+           {"service": "godwit.node.Node", "method": "Outcome"}],
+  "retryPolicy": {"maxAttempts": 2, "initialBackoff": "0.05s", "maxBackoff": "0.1s",
+                  "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}}]})";
+
 grpc::ChannelArguments channel_arguments() {
   grpc::ChannelArguments arguments;
   // A daemon that restarts is back within a second; don't wait longer to see it.
@@ -316,6 +325,8 @@ Result<std::unique_ptr<NodeClient>> connect_node(const std::string& name,
   options.pem_cert_chain = TRY(read_file(tls.certificate));
   options.pem_private_key = TRY(read_file(tls.key));
   grpc::ChannelArguments arguments = channel_arguments();
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 1);
+  arguments.SetServiceConfigJSON(questions_again);
   arguments.SetSslTargetNameOverride(name);  // The certificate names the node, not its address.
   // For streams, which have no deadline. gRPC makes the second figure TCP's limit too: so after a
   // cut that was longer, a new connection is tried rather than the old one's next retransmission.
