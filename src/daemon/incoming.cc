@@ -185,6 +185,7 @@ Result<node::ReserveReply> Migrations::reserve(const std::string& peer,
   target->set_cpu_features(sys::cpu_features());
   const CapsuleId spare = spares_.take_shell();
   target->set_spare_shell(spare.value);
+  if (monitor_.emulated()) target->set_memory_limit_bytes(monitor_.info().memory_limit_bytes());
 
   std::optional<Operation> operation;
   auto started = spares_.start(std::move(order), [&](const Worker& worker) -> Result<void> {

@@ -19,6 +19,8 @@ class NodeMonitor {
  public:
   NodeMonitor(const Config& config, std::string boot);
   void sample();               // About once a second.
+  // A node of a local cluster: its memory is its control group's.
+  bool emulated() const { return config_.env.cgroup_base.find('/') != std::string::npos; }
   api::NodeInfo info() const;  // Without `capsules`.
   const std::string& boot() const { return boot_; }
 
@@ -28,7 +30,6 @@ class NodeMonitor {
     std::uint64_t memory_used_bytes = 0;
   };
   Result<Usage> usage() const;
-  bool emulated() const { return config_.env.cgroup_base.find('/') != std::string::npos; }
 
   const Config& config_;
   const std::string boot_;

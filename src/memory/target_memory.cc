@@ -71,6 +71,11 @@ struct TargetMemory::Impl final : FrameSink {
       return {};
     }
     std::shared_ptr<SpaceWriter> writer = TRY(writer_of(space));
+    if (options.room) {
+      std::uint64_t pages = 0;
+      for (const ArrivedRun& arrived : runs) pages += arrived.run.pages;
+      TRY(options.room(pages * page_bytes));
+    }
     {
       std::lock_guard lock(mutex);
       has_content[space] = true;

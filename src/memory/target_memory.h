@@ -85,6 +85,9 @@ class TargetMemory {
     // From what CPU time for a fresh huge page on pages are copied one by one (space_writer.h). 0:
     // the default.
     std::int64_t huge_page_us_max = 0;
+    // Asked before so many bytes are written, on receiving threads; an error ends the migration.
+    // For a node whose memory ends: the kernel's own answer kills, and not only the copy.
+    std::function<Result<void>(std::uint64_t bytes)> room = {};
   };
   explicit TargetMemory(Options options);
   ~TargetMemory();  // Shuts the streams down and joins the threads. A pager that runs leaves faults

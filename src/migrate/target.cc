@@ -16,6 +16,7 @@
 #include "migrate/commit_record.h"
 #include "migrate/fault_keeper.h"
 #include "migrate/file_identity.h"
+#include "migrate/memory_room.h"
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
 #include "sys/cpuid.h"
@@ -46,7 +47,8 @@ class Target {
         id_{order.capsule()},
         epoch_{order.epoch()},
         sink_(sink),
-        reporter_(sink) {}
+        reporter_(sink),
+        room_(env.cgroup_base, order.memory_limit_bytes()) {}
 
   wire::Report run();
 
@@ -83,6 +85,7 @@ class Target {
   std::optional<ShellAdapter> adapter_;
   std::optional<restore::Restorer> restorer_;
   std::optional<FileIdentity> identity_;
+  MemoryRoom room_;
   std::optional<memory::TargetMemory> memory_;
   transport::Link control_, urgent_;
   std::vector<transport::Link> data_;
@@ -187,7 +190,8 @@ Result<void> Target::reserve() {
   memory_.emplace(memory::TargetMemory::Options{
       .lookup = [this](memory::SpaceId space) { return lookup(space); },
       .drop = [this](memory::SpaceId space,
-                     std::span<const memory::PageRun> runs) { return drop(space, runs); }});
+                     std::span<const memory::PageRun> runs) { return drop(space, runs); },
+      .room = [this](std::uint64_t bytes) { return room_.take(bytes); }});
   return {};
 }
 
@@ -341,6 +345,8 @@ Result<void> Target::on_finish(const wire::Finish& finish) {
   TRY(restorer_->prepare_final(final));
   reporter_.phase("last pages");
   memory::ReceivedRound received = TRY(memory_->wait_round(finish.round(), round_ms_max));
+  // Pages that come after the grant must find room: then nobody could go back any more.
+  if (postcopy_) TRY(room_.need(received.pages_pending * page_bytes));
   reporter_.phase("restore");
   TRY(restorer_->finish(final, monotonic_ns() - began_ns));
   reporter_.phase("seal");

@@ -395,7 +395,10 @@ Result<std::uint64_t> CgroupGroup::memory_usage_bytes() const {
     return make_error(Errc::unsupported, "cgroup {}: no memory controller", name_);
   std::string path =
       place->path + (place->hierarchy.v2 ? "/memory.current" : "/memory.usage_in_bytes");
-  return parse_number<std::uint64_t>(TRY(read_file(path)), path);
+  const auto used = TRY(parse_number<std::uint64_t>(TRY(read_file(path)), path));
+  const auto cached = TRY(keyed_number(
+      place->path + "/memory.stat", place->hierarchy.v2 ? "inactive_file" : "total_inactive_file"));
+  return used - std::min(used, cached);
 }
 
 Result<std::uint64_t> CgroupGroup::cpu_usage_us() const {

@@ -65,6 +65,7 @@ class CgroupGroup {
   Result<void> set_cpu_quota(double cores) const;
   // 0 removes the limit.
   Result<void> set_memory_limit(std::uint64_t bytes) const;
+  // Without file pages that the kernel takes back before it lets anybody go short.
   Result<std::uint64_t> memory_usage_bytes() const;
   Result<std::uint64_t> cpu_usage_us() const;
 
