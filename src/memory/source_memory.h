@@ -141,6 +141,7 @@ class SourceMemory {
   // On failure the streams are shut down: they are of no use any more.
   Result<DrainStats> serve(int urgent, std::span<const int> streams, std::uint64_t round);
   // Before serve(), of a tree that another process froze and announced: what the target lacks.
+  // Errc::tracee_gone: there is no such space.
   Result<void> set_pending(SpaceId space, const PageSet& missing);
   std::uint64_t pages_pending() const;  // Any thread.
 

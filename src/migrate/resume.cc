@@ -57,7 +57,9 @@ class Server {
 
   wire::Report run() {
     Result<void> served = serve();
-    reporter_.report().set_outcome(served.ok() ? wire::Report::MOVED : wire::Report::IN_DOUBT);
+    reporter_.report().set_outcome(served.ok() ? wire::Report::MOVED
+                                   : lost_     ? wire::Report::LOST
+                                               : wire::Report::IN_DOUBT);
     if (!served.ok()) reporter_.report().set_reason(served.error().what());
     return reporter_.finish();
   }
@@ -65,12 +67,14 @@ class Server {
  private:
   Result<void> serve();
   Result<void> connect();
-  Result<void> learn_missing();
+  Result<std::vector<wire::Missing>> learn_missing();
+  Result<void> hold(capsule::Shell& shell, const std::vector<wire::Missing>& missing);
 
   const NodeEnv& env_;
   const wire::ServeOrder& order_;
   CapsuleId id_;
   Reporter reporter_;
+  bool lost_ = false;  // And the target knows.
   memory::SourceMemory memory_;
   transport::Link control_, urgent_;
   std::vector<transport::Link> data_;
@@ -81,10 +85,22 @@ Result<void> Server::serve() {
   const Epoch epoch{order_.epoch()};
   constexpr auto given_up = static_cast<std::uint32_t>(SourceState::given_up);
   CommitRecord journal = TRY(open_record(journal_path(env_, id_), false, epoch, given_up));
-  capsule::Shell shell = TRY(capsule::Shell::open(env_, id_));
-  for (const auto& [space, pid] : TRY(node_pids(shell))) TRY(memory_.add_process(space, pid));
   TRY(connect());
-  TRY(learn_missing());
+  const std::vector<wire::Missing> missing = TRY(learn_missing());
+  Result<capsule::Shell> opened = capsule::Shell::open(env_, id_);
+  Result<void> held =
+      opened.ok() ? hold(*opened, missing) : Result<void>(Error(opened.error()));
+  wire::ToTarget answer;
+  answer.mutable_serving()->set_lost(held.ok() ? "" : held.error().what());
+  TRY(control_.send(answer));
+  // The copy was frozen, and is gone all the same: somebody killed it, or its init.
+  lost_ = !held.ok();
+  if (lost_) {
+    TRY(journal.change(epoch, given_up, static_cast<std::uint32_t>(SourceState::released)));
+    if (opened.ok()) TRY(opened->destroy());
+    return std::move(held).error().with("the frozen copy with the pages that were still to come");
+  }
+  capsule::Shell& shell = *opened;
   reporter_.phase("drain");
   std::vector<int> streams;
   for (const transport::Link& link : data_) streams.push_back(link.fd());
@@ -117,26 +133,35 @@ Result<void> Server::connect() {
   return {};
 }
 
-Result<void> Server::learn_missing() {
+Result<std::vector<wire::Missing>> Server::learn_missing() {
+  std::vector<wire::Missing> parts;
   while (true) {
     wire::ToSource message;
     TRY(control_.receive(message, message_ms_max).with("target"));
     if (!message.has_missing())
       return make_error(Errc::peer_lost, "the target: {}", message.failed().reason());
-    const wire::Missing& part = message.missing();
-    if (part.page_size() != part.pages_size())
-      return make_error(Errc::invalid, "{} first pages, {} counts", part.page_size(),
-                        part.pages_size());
-    memory::PageSet missing;
+    if (message.missing().page_size() != message.missing().pages_size())
+      return make_error(Errc::invalid, "{} first pages, {} counts", message.missing().page_size(),
+                        message.missing().pages_size());
+    parts.push_back(std::move(*message.mutable_missing()));
+    if (parts.back().last()) return parts;
+  }
+}
+
+// Whether everything that is missing there is held here.
+Result<void> Server::hold(capsule::Shell& shell, const std::vector<wire::Missing>& missing) {
+  for (const auto& [space, pid] : TRY(node_pids(shell))) TRY(memory_.add_process(space, pid));
+  for (const wire::Missing& part : missing) {
+    memory::PageSet pages;
     constexpr std::uint64_t end = (1ull << 47) / page_bytes;
     for (int i = 0; i < part.page_size(); ++i) {
       if (part.page(i) > end || part.pages(i) > end)
         return make_error(Errc::invalid, "missing pages {:#x}+{:#x}", part.page(i), part.pages(i));
-      missing.add(part.page(i), part.pages(i));
+      pages.add(part.page(i), part.pages(i));
     }
-    if (!missing.empty()) TRY(memory_.set_pending(part.space(), missing));
-    if (part.last()) return {};
+    if (!pages.empty()) TRY(memory_.set_pending(part.space(), pages));
   }
+  return {};
 }
 
 class Successor {
@@ -150,6 +175,7 @@ class Successor {
   Result<void> inherit();
   Result<void> accept();
   Result<void> tell_missing();
+  Result<void> hear_serving();
   Result<void> drain();
   Result<void> kill();
 
@@ -165,6 +191,7 @@ class Successor {
   std::vector<transport::Link> data_;
   std::optional<memory::TargetMemory> memory_;
   bool inheriting_ = false;
+  bool lost_ = false;  // The source has no more pages.
 };
 
 wire::Report Successor::run() {
@@ -172,6 +199,7 @@ wire::Report Successor::run() {
     TRY(inherit());
     TRY(accept());
     TRY(tell_missing());
+    TRY(hear_serving());
     return drain();
   };
   Result<void> outcome = all();
@@ -180,10 +208,12 @@ wire::Report Successor::run() {
   if (outcome.ok()) return reporter_.finish();
   report.set_reason(outcome.error().what());
   const Errc code = outcome.error().code();
-  if (inheriting_ &&
-      (code == Errc::invalid || code == Errc::unsupported || code == Errc::not_found)) {
+  const bool orphaned = inheriting_ && (code == Errc::invalid || code == Errc::unsupported ||
+                                        code == Errc::not_found);
+  if (orphaned || lost_) {
     report.set_outcome(wire::Report::LOST);
-    report.set_reason(fmt::format("its pager died, and nobody can go on: {}", report.reason()));
+    if (orphaned)
+      report.set_reason(fmt::format("its pager died, and nobody can go on: {}", report.reason()));
     if (Result<void> killed = kill(); !killed.ok()) {
       LOG(error, "kill: {}", killed.error().what());
       report.set_outcome(wire::Report::IN_DOUBT);
@@ -250,6 +280,15 @@ Result<void> Successor::tell_missing() {
   }
   message.mutable_missing()->set_last(true);
   return control_.send(message);
+}
+
+Result<void> Successor::hear_serving() {
+  wire::ToTarget message;
+  TRY(control_.receive(message, message_ms_max).with("source"));
+  if (!message.has_serving()) return make_error(Errc::invalid, "the source doesn't say if it serves");
+  if (message.serving().lost().empty()) return {};
+  lost_ = true;
+  return make_error(Errc::peer_lost, "the source: {}", message.serving().lost());
 }
 
 Result<void> Successor::drain() {

@@ -86,7 +86,6 @@ class Target {
   std::optional<restore::Restorer> restorer_;
   std::optional<FileIdentity> identity_;
   MemoryRoom room_;
-  std::optional<memory::TargetMemory> memory_;
   transport::Link control_, urgent_;
   std::vector<transport::Link> data_;
   std::mutex targets_mutex_;
@@ -96,6 +95,9 @@ class Target {
     UniqueFd copy, fault;
   };
   std::map<memory::SpaceId, Faults> faults_;
+  // Ends before all that its threads use. Links that were closed under a thread that receives would
+  // stay open, and the source would wait for us as we for it.
+  std::optional<memory::TargetMemory> memory_;
   std::uint64_t last_round_ = 0;
   bool postcopy_ = false;
   bool running_ = false;

@@ -21,6 +21,7 @@ constexpr int request_get_rseq_configuration = 0x420f;
 constexpr int request_get_syscall_user_dispatch_config = 0x4211;
 
 constexpr std::int64_t spin_us = 2'000;
+constexpr std::int64_t doubt_us = 5'000;  // Between two looks at whether it lives at all.
 constexpr long sleep_between_looks_ns = 100'000;
 
 Error failed(const char* request, pid_t tid) {
@@ -217,12 +218,20 @@ Error did_not_stop(pid_t tid, std::int64_t limit_us) {
 
 Result<Stop> wait_stop(pid_t tid, std::int64_t limit_us) {
   const std::int64_t start = monotonic_us();
+  std::int64_t next_doubt_us = spin_us;
+  bool dead = false;
   while (true) {
     std::optional<Stop> stop = TRY(look_for_stop(tid));
     if (stop) return *stop;
+    // The end of a leader isn't told before we have waited for all of its threads, too.
+    if (dead) return make_error(Errc::tracee_gone, "thread {} has ended", tid);
     std::int64_t waited = monotonic_us() - start;
     if (waited > limit_us) return did_not_stop(tid, limit_us);
-    wait_a_little(waited);
+    if (waited > next_doubt_us) {
+      dead = !is_our_tracee(tid);
+      next_doubt_us = waited + doubt_us;
+    }
+    if (!dead) wait_a_little(waited);
   }
 }
 
