@@ -285,7 +285,8 @@ Result<void> Successor::tell_missing() {
 Result<void> Successor::hear_serving() {
   wire::ToTarget message;
   TRY(control_.receive(message, message_ms_max).with("source"));
-  if (!message.has_serving()) return make_error(Errc::invalid, "the source doesn't say if it serves");
+  if (!message.has_serving())
+    return make_error(Errc::invalid, "the source doesn't say whether it serves");
   if (message.serving().lost().empty()) return {};
   lost_ = true;
   return make_error(Errc::peer_lost, "the source: {}", message.serving().lost());

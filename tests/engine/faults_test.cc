@@ -191,6 +191,12 @@ class FaultyNodes : public TwoNodes {
         case SourceAction::serve:
           ASSERT_NO_FATAL_FAILURE(end_target(target, false));
           at_ = 1 - at_;
+          // There a daemon sees the end of its capsule, and answers so.
+          if (may_lose_init_ && init_is_dying()) {
+            ASSERT_OK(order(there(), wire::RecoverOrder::DESTROY));
+            lost_ = true;
+            return;
+          }
           ASSERT_NO_FATAL_FAILURE(resume_drain());
           ++drains_resumed_;
           if (lost_) return;
