@@ -192,8 +192,9 @@ class FaultyNodes : public TwoNodes {
           ASSERT_NO_FATAL_FAILURE(end_target(target, false));
           at_ = 1 - at_;
           // There a daemon sees the end of its capsule, and answers so.
-          if (may_lose_init_ && init_is_dying()) {
-            ASSERT_OK(order(there(), wire::RecoverOrder::DESTROY));
+          if (may_lose_init_ && init_is_dying(there())) {
+            ASSERT_OK(order(here(), wire::RecoverOrder::DESTROY));
+            at_ = 1 - at_;
             lost_ = true;
             return;
           }
@@ -297,7 +298,7 @@ class FaultyNodes : public TwoNodes {
   // It runs at `at_`, or has ended there with `end`; all that it can look at is right; no copy but
   // one ever ran; and the other node has nothing of it.
   void prove_unharmed(const std::string& end = "") {
-    if (lost_ || (may_lose_init_ && init_is_dying())) return prove_gone();
+    if (lost_ || (may_lose_init_ && init_is_dying(here()))) return prove_gone();
     ASSERT_NO_FATAL_FAILURE(follow());
     if (Result<void> sent = send("check"); !sent.ok()) {
       ASSERT_NE(end, "") << sent.error().what();
@@ -314,8 +315,8 @@ class FaultyNodes : public TwoNodes {
   }
 
   // Killed by somebody else's process just now, it may still be about to end.
-  bool init_is_dying() {
-    Result<capsule::Shell> shell = capsule::Shell::open(here(), id_);
+  bool init_is_dying(const NodeEnv& node) {
+    Result<capsule::Shell> shell = capsule::Shell::open(node, id_);
     if (!shell.ok()) return true;
     Result<sys::ProcStatus> status = sys::read_status(shell->init_pid());
     Result<sys::ProcStat> stat = sys::read_stat(shell->init_pid(), shell->init_pid());
