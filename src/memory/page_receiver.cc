@@ -37,7 +37,7 @@ Result<void> FrameBuffer::fill(int fd, std::vector<std::byte>& carry) {
   frames_.clear();
   std::byte* const base = begin();
   std::size_t have = carry.size();
-  std::memcpy(base, carry.data(), have);
+  std::copy(carry.begin(), carry.end(), base);
   carry.clear();
   std::size_t at = 0;
   while (true) {

@@ -428,7 +428,7 @@ Result<RoundStats> SourceMemory::send_round(std::span<const int> streams,
 Result<void> SourceMemory::set_pending(SpaceId space, const PageSet& missing) {
   auto process = impl_->processes.find(space);
   if (process == impl_->processes.end())
-    return make_error(Errc::tracee_gone, "the target lacks pages of space {:#x}, which isn't here",
+    return make_error(Errc::tracee_gone, "process {} is gone, with pages that the target lacks",
                       space);
   process->second.pending.add(missing);
   impl_->pages_pending += missing.count();

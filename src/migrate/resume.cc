@@ -98,7 +98,7 @@ Result<void> Server::serve() {
   if (lost_) {
     TRY(journal.change(epoch, given_up, static_cast<std::uint32_t>(SourceState::released)));
     if (opened.ok()) TRY(opened->destroy());
-    return std::move(held).error().with("the frozen copy with the pages that were still to come");
+    return std::move(held).error().with("the frozen copy");
   }
   capsule::Shell& shell = *opened;
   reporter_.phase("drain");

@@ -16,7 +16,8 @@ TEST(MapsQuery, ARoomyAddressIsFreeAndNextToNothing) {
   Result<std::uint64_t> at = roomy_address(::getpid(), bytes);
   ASSERT_TRUE(at.ok()) << at.error().what();
   EXPECT_EQ(*at % page_bytes, 0u);
-  for (const MapEntry& map : read_maps(::getpid()).value())
+  const std::vector<MapEntry> maps = read_maps(::getpid()).value();
+  for (const MapEntry& map : maps)
     EXPECT_TRUE(map.end < *at || map.start > *at + bytes) << map.path;
   void* memory = ::mmap(reinterpret_cast<void*>(*at), bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);

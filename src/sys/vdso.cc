@@ -39,6 +39,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <string_view>
 
 #include "base/io.h"
@@ -98,9 +99,11 @@ void put_call(std::byte* at, long nr) {
 
 // Reads of an ELF image that may lie to us.
 template <typename T>
-const T* at_offset(std::span<const std::byte> image, std::uint64_t offset) {
-  if (offset > image.size() || image.size() - offset < sizeof(T)) return nullptr;
-  return reinterpret_cast<const T*>(image.data() + offset);
+std::optional<T> at_offset(std::span<const std::byte> image, std::uint64_t offset) {
+  if (offset > image.size() || image.size() - offset < sizeof(T)) return std::nullopt;
+  T value;  // Copied: nothing says that it is aligned.
+  std::memcpy(&value, image.data() + offset, sizeof value);
+  return value;
 }
 
 std::string_view string_at(std::span<const std::byte> image, std::uint64_t offset) {
@@ -111,8 +114,8 @@ std::string_view string_at(std::span<const std::byte> image, std::uint64_t offse
 
 std::string find_build_id(std::span<const std::byte> image, const Elf64_Phdr& notes) {
   for (std::uint64_t at = notes.p_offset; at < notes.p_offset + notes.p_filesz;) {
-    const auto* note = at_offset<Elf64_Nhdr>(image, at);
-    if (note == nullptr) break;
+    const auto note = at_offset<Elf64_Nhdr>(image, at);
+    if (!note) break;
     const std::uint64_t name = at + sizeof *note;
     const std::uint64_t content = name + ((note->n_namesz + 3ull) & ~3ull);
     if (note->n_type == NT_GNU_BUILD_ID && string_at(image, name) == "GNU" &&
@@ -140,36 +143,36 @@ Error broken(const char* what) { return make_error(Errc::invalid, "vdso image: {
 
 Result<VdsoImage> parse_vdso(std::span<const std::byte> image) {
   VdsoImage out;
-  const auto* header = at_offset<Elf64_Ehdr>(image, 0);
-  if (header == nullptr || std::memcmp(header->e_ident, ELFMAG, SELFMAG) != 0)
+  const auto header = at_offset<Elf64_Ehdr>(image, 0);
+  if (!header || std::memcmp(header->e_ident, ELFMAG, SELFMAG) != 0)
     return broken("no ELF header");
   // Loaded at offset 0 by the kernel, so that addresses are offsets.
   std::uint64_t dynamic = 0;
   for (unsigned i = 0; i < header->e_phnum; ++i) {
-    const auto* segment =
+    const auto segment =
         at_offset<Elf64_Phdr>(image, header->e_phoff + i * std::uint64_t{sizeof(Elf64_Phdr)});
-    if (segment == nullptr) return broken("segments beyond its end");
+    if (!segment) return broken("segments beyond its end");
     if (segment->p_type == PT_DYNAMIC) dynamic = segment->p_offset;
     if (segment->p_type == PT_NOTE && out.build_id.empty())
       out.build_id = find_build_id(image, *segment);
   }
   std::uint64_t symbols = 0, strings = 0, hash = 0;
   for (std::uint64_t at = dynamic; dynamic != 0; at += sizeof(Elf64_Dyn)) {
-    const auto* entry = at_offset<Elf64_Dyn>(image, at);
-    if (entry == nullptr || entry->d_tag == DT_NULL) break;
+    const auto entry = at_offset<Elf64_Dyn>(image, at);
+    if (!entry || entry->d_tag == DT_NULL) break;
     if (entry->d_tag == DT_SYMTAB) symbols = entry->d_un.d_ptr;
     if (entry->d_tag == DT_STRTAB) strings = entry->d_un.d_ptr;
     if (entry->d_tag == DT_HASH) hash = entry->d_un.d_ptr;
   }
   // DT_HASH's second word is the number of symbols; without it (6.13 and later), .dynstr follows
   // .dynsym.
-  const auto* counted = hash != 0 ? at_offset<std::uint32_t>(image, hash + 4) : nullptr;
-  const std::uint64_t count = counted != nullptr  ? *counted
+  const auto counted = hash != 0 ? at_offset<std::uint32_t>(image, hash + 4) : std::nullopt;
+  const std::uint64_t count = counted             ? *counted
                               : strings > symbols ? (strings - symbols) / sizeof(Elf64_Sym)
                                                   : 0;
   for (std::uint64_t i = 0; symbols != 0 && i < count; ++i) {
-    const auto* symbol = at_offset<Elf64_Sym>(image, symbols + i * sizeof(Elf64_Sym));
-    if (symbol == nullptr) return broken("symbols beyond its end");
+    const auto symbol = at_offset<Elf64_Sym>(image, symbols + i * sizeof(Elf64_Sym));
+    if (!symbol) return broken("symbols beyond its end");
     if (ELF64_ST_TYPE(symbol->st_info) != STT_FUNC || symbol->st_shndx == SHN_UNDEF) continue;
     if (symbol->st_value == 0 || symbol->st_value + jump_bytes > image.size())
       return broken("a function beyond its end");

@@ -34,7 +34,7 @@ class Code {
   Code& operator=(const Code&) = delete;
   void write(std::size_t offset, std::span<const std::byte> content) {
     mprotect(at_, size_, PROT_READ | PROT_WRITE);
-    std::memcpy(at_ + offset, content.data(), content.size());
+    std::copy(content.begin(), content.end(), at_ + offset);
     mprotect(at_, size_, PROT_READ | PROT_EXEC);
   }
   std::uint64_t start() const { return reinterpret_cast<std::uint64_t>(at_); }
