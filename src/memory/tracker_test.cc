@@ -42,6 +42,15 @@ Child writer(Shared* shared) {
   });
 }
 
+// Of a child that has its content.
+Result<std::unique_ptr<DirtyTracker>> track(Child& child, Shared* shared) {
+  await([=] { return shared->state == -1; }, "the child");
+  child.stop();
+  UniqueFd uffd = child.make_uffd();
+  child.go();
+  return make_uffd_tracker(child.pid(), std::move(uffd));
+}
+
 PageSet dirty(DirtyTracker& tracker, HarvestMode mode) {
   Result<Harvest> harvest = tracker.harvest(mode);
   EXPECT_TRUE(harvest.ok()) << harvest.error().what();
@@ -71,11 +80,7 @@ TEST(UffdTracker, TellsEachWriteOnce) {
   if (!uffd_tracking_supported()) GTEST_SKIP() << "no PAGEMAP_SCAN or no userfaultfd WP_ASYNC";
   Shared* shared = make_shared_page();
   Child child = writer(shared);
-  await([=] { return shared->state == -1; }, "the child");
-  child.stop();
-  UniqueFd uffd = child.make_uffd();
-  child.go();
-  auto tracker = make_uffd_tracker(child.pid(), std::move(uffd));
+  auto tracker = track(child, shared);
   ASSERT_TRUE(tracker.ok()) << tracker.error().what();
   tells_each_write_once(**tracker, shared);
 }
@@ -96,11 +101,7 @@ TEST(UffdTracker, TellsNothingOfSharedMemoryBetweenAreas) {
     while (true) ::pause();
     return 0;
   });
-  await([=] { return shared->state == -1; }, "the child");
-  child.stop();
-  UniqueFd uffd = child.make_uffd();
-  child.go();
-  auto tracker = make_uffd_tracker(child.pid(), std::move(uffd));
+  auto tracker = track(child, shared);
   ASSERT_TRUE(tracker.ok()) << tracker.error().what();
   for (HarvestMode mode : {HarvestMode::take, HarvestMode::look, HarvestMode::glance}) {
     Result<Harvest> harvest = (*tracker)->harvest(mode);

@@ -1,5 +1,6 @@
 #include "migrate/resume.h"
 
+#include <errno.h>
 #include <map>
 #include <optional>
 #include <vector>
@@ -90,11 +91,16 @@ Result<void> Server::serve() {
   Result<capsule::Shell> opened = capsule::Shell::open(env_, id_);
   Result<void> held =
       opened.ok() ? hold(*opened, missing) : Result<void>(Error(opened.error()));
+  // Nobody but a dead init refuses connections. Whatever else fails here may go well next time, and
+  // must not end a program.
+  const bool gone = !held.ok() && (held.error().code() == Errc::tracee_gone ||
+                                   held.error().sys_errno() == ECONNREFUSED);
+  if (!held.ok() && !gone) return held;
   wire::ToTarget answer;
-  answer.mutable_serving()->set_lost(held.ok() ? "" : held.error().what());
+  answer.mutable_serving()->set_lost(gone ? held.error().what() : "");
   TRY(control_.send(answer));
   // The copy was frozen, and is gone all the same: somebody killed it, or its init.
-  lost_ = !held.ok();
+  lost_ = gone;
   if (lost_) {
     TRY(journal.change(epoch, given_up, static_cast<std::uint32_t>(SourceState::released)));
     if (opened.ok()) TRY(opened->destroy());

@@ -113,7 +113,7 @@ class FaultyNodes : public TwoNodes {
     if (fault.kind == Kind::failed) plan.strike = OuterTracer::Strike::fail;
     plan.act = [&] { act(fault); };
     may_lose_init_ = fault.kind == Kind::loses_init;
-    may_lose_pages_ = fault.kind == Kind::is_killed;
+    may_lose_pages_ = fault.kind == Kind::is_killed || fault.kind == Kind::loses_init;
     lost_ = false;
     std::optional<OuterTracer> tracer;
     on_start_ = [&](daemon::Worker& worker, bool source) {

@@ -13,8 +13,8 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
-import math
 import json
+import math
 import os
 import pathlib
 import random
