@@ -27,7 +27,7 @@ struct FaultLog::Header {
   std::uint64_t runs;
   std::atomic<std::uint64_t> entries;
   std::atomic<std::uint32_t> full;  // An event was read that isn't here.
-  std::uint32_t reserved;
+  std::atomic<std::uint32_t> complete;
 };
 
 FaultLog::FaultLog(UniqueFd fd, void* memory, std::size_t bytes)
@@ -59,7 +59,7 @@ Result<FaultLog> FaultLog::create(const Missing& missing) {
     pages.for_each_run([&](const PageRun& run) {
       runs.push_back({.space = space, .page = run.page, .pages = run.pages});
     });
-  Header head{.magic = log_magic, .runs = runs.size(), .entries = 0, .full = 0, .reserved = 0};
+  Header head{.magic = log_magic, .runs = runs.size(), .entries = 0, .full = 0, .complete = 0};
   std::memcpy(start.data(), static_cast<const void*>(&head), sizeof head);
   // By write(2): half the price of faulting the pages in one by one.
   TRY(write_full(fd.get(), start));
@@ -91,7 +91,8 @@ Result<FaultLog> FaultLog::open(UniqueFd fd) {
   for (std::uint64_t i = 0; i < head.runs; ++i) {
     Run run;
     std::memcpy(&run, at + i * sizeof run, sizeof run);
-    log.missing_[static_cast<SpaceId>(run.space)].add(run.page, run.pages);
+    PageSet& missing = log.missing_[static_cast<SpaceId>(run.space)];
+    if (head.complete == 0) missing.add(run.page, run.pages);
   }
   // An event that its reader took but had no time to count.
   const Entry* last = head.entries < slots_max ? log.entry(head.entries) : nullptr;
@@ -116,6 +117,8 @@ uffd_msg* FaultLog::slot(std::uint64_t view) {
   std::atomic_signal_fence(std::memory_order_seq_cst);
   return &next->message;
 }
+
+void FaultLog::mark_complete() { header().complete = 1; }
 
 void FaultLog::keep() { header().entries.fetch_add(1); }
 

@@ -7,6 +7,8 @@
 // of the slot is written to before each call, so the copy can't fault half-way).
 //
 // Pages that have arrived are not noted: copying one again fails with EEXIST and harms nothing.
+// That holds while their areas are registered: before the first is unregistered, it is noted that
+// nothing is missing any more.
 //
 // Layout of the memfd: Header, runs (Run), then room for `slots_max` entries; sparse behind what is
 // used.
@@ -53,6 +55,8 @@ class FaultLog {
   // What was read there is to be replayed (faults are not: who still waits is woken, and asks
   // again).
   void keep();
+  // No page of any view is missing: a successor has nothing to fetch.
+  void mark_complete();
 
  private:
   struct Header;

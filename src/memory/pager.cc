@@ -463,6 +463,9 @@ Result<void> Pager::wait_complete(std::int64_t timeout_ms) {
 Result<void> Pager::unregister() {
   UrgentLock lock(*this);
   INVARIANT(left_ == 0, "{} pages are missing", left_);
+  // A successor that copied again would find no registered area, and wait for an event that tells
+  // where it went.
+  if (log_) log_->mark_complete();
   for (View& view : views_) {
     if (view.dead) continue;
     if (view.index >= served_.size()) {
