@@ -115,7 +115,7 @@ bool counts(const user_regs_struct& regs, const Fault& fault) {
   if (regs.orig_rax == SYS_sched_yield || regs.orig_rax == SYS_nanosleep ||
       regs.orig_rax == SYS_clock_nanosleep)
     return false;
-  return fault.kill ? regs.orig_rax != SYS_wait4 : sys::plausible_error(regs.orig_rax, 0) != 0;
+  return fault.kill ? regs.orig_rax != SYS_wait4 : sys::plausible_error(regs, 0) != 0;
 }
 
 // Runs `work` in a child process and strikes at its n-th system call. For a kill, entries and exits
@@ -150,7 +150,7 @@ Struck strike(const Fault& fault, const std::function<bool()>& work) {
           ::kill(child, SIGKILL);
           continue;
         }
-        error = sys::plausible_error(regs.orig_rax, static_cast<std::uint64_t>(fault.at));
+        error = sys::plausible_error(regs, static_cast<std::uint64_t>(fault.at));
         out.call = regs.orig_rax, out.request = regs.rdi, out.error = error;
         regs.orig_rax = ~0ULL;  // Not executed.
         ::ptrace(PTRACE_SETREGS, child, 0, &regs);

@@ -9,11 +9,13 @@
 
 #include <array>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/clock.h"
 #include "base/guard.h"
 #include "base/io.h"
+#include "base/log.h"
 
 namespace godwit::migrate {
 namespace {
@@ -36,6 +38,7 @@ constexpr char record_magic[8] = {'G', 'W', 'C', 'O', 'M', 'M', 'I', 'T'};
 
 constexpr std::int64_t lock_us_max = 10'000'000;
 constexpr long lock_poll_ns = 50'000;
+constexpr int take_back_attempts_max = 5;
 
 // flock belongs to the open file description, so it ends with the process, whatever ends it.
 class Lock {
@@ -134,9 +137,25 @@ Result<std::uint32_t> CommitRecord::change(Epoch epoch, std::uint32_t from, std:
   if (content.epoch != epoch)
     return make_error(Errc::refused, "{} speaks of epoch {}, not {}", path_, content.epoch, epoch);
   if (content.state != from) return content.state;
+  const RecordContent before = content;
   content.state = to;
-  TRY(write_locked(content));
-  return to;
+  Result<void> written = write_locked(content);
+  if (written.ok()) return to;
+  take_back(before);
+  return std::move(written).error();
+}
+
+// A write whose sync failed (a full disk) can be read all the same, and whoever asks would act on
+// it. That the disk may still hold it is harmless: who reads it from there has booted since, which
+// voids it.
+void CommitRecord::take_back(const RecordContent& before) const {
+  for (int attempt = 0; attempt < take_back_attempts_max; ++attempt) {
+    const Wire wire = encode(before);
+    if (::pwrite(fd_.get(), &wire, sizeof wire, 0) == sizeof wire) return;
+  }
+  // Nobody can say what stands; so nobody in this process may act on it.
+  LOG(error, "{} can't be put back: {}", path_, std::strerror(errno));
+  std::abort();
 }
 
 std::string journal_path(const NodeEnv& env, const CapsuleId& id) {

@@ -40,7 +40,8 @@ class CommitRecord {
   Result<RecordContent> read() const;
 
   // Sets `to` if the state is `from` and the epoch is `epoch`. Returns the state that then stands:
-  // `to`, or the other one that was there first.
+  // `to`, or the other one that was there first. After an error the record is as it was; should
+  // even that be impossible, the process ends.
   Result<std::uint32_t> change(Epoch epoch, std::uint32_t from, std::uint32_t to);
 
  private:
@@ -48,6 +49,7 @@ class CommitRecord {
       : fd_(std::move(fd)), path_(std::move(path)), durable_(durable) {}
   Result<RecordContent> read_locked() const;
   Result<void> write_locked(const RecordContent& content) const;
+  void take_back(const RecordContent& before) const;
 
   UniqueFd fd_;
   std::string path_;

@@ -2,11 +2,17 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cstddef>
 #include <filesystem>
+#include <iterator>
 #include <thread>
 #include <vector>
 
@@ -51,6 +57,32 @@ TEST_F(CommitRecordTest, SurvivesReopening) {
   EXPECT_EQ(back.boot, "0b1c-boot");
   EXPECT_EQ(back.worker_pid, 12);
   EXPECT_EQ(back.worker_start_ticks, 34u);
+}
+
+// In the calling thread, until it ends: every fdatasync(2) finds the disk full.
+void let_syncs_fail() {
+  sock_filter code[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fdatasync, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSPC),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog filter{.len = std::size(code), .filter = code};
+  ASSERT_EQ(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  ASSERT_EQ(::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter), 0);
+}
+
+// Else the target would tell a grant that it gave up on, and the source give its copy up for it.
+TEST_F(CommitRecordTest, AChangeThatCannotBeSyncedHasNotHappened) {
+  CommitRecord record = CommitRecord::create(path_, offered(), true).value();
+  std::thread([&] {
+    let_syncs_fail();
+    Result<std::uint32_t> changed = record.change(Epoch{7}, offered_state, granted_state);
+    ASSERT_FALSE(changed.ok());
+    EXPECT_EQ(changed.error().sys_errno(), ENOSPC);
+  }).join();
+  EXPECT_EQ(record.read()->state, offered_state);
+  EXPECT_EQ(*record.change(Epoch{7}, offered_state, refused_state), refused_state);
 }
 
 TEST_F(CommitRecordTest, FirstDecisionIsFinal) {

@@ -4,13 +4,17 @@
 
 namespace godwit::migrate {
 
-void EventSink::send(const wire::WorkerEvent& event) {
+Result<void> EventSink::try_send(const wire::WorkerEvent& event) {
   std::lock_guard lock(mutex_);
-  if (daemon_gone_) return;
+  if (daemon_gone_) return make_error(Errc::peer_lost, "the daemon is gone");
   Result<void> sent = channel_.send(event);
-  if (sent.ok()) return;
-  daemon_gone_ = true;
-  LOG(warn, "no more events to the daemon: {}", sent.error().what());
+  daemon_gone_ = !sent.ok();
+  return sent;
+}
+
+void EventSink::send(const wire::WorkerEvent& event) {
+  if (Result<void> sent = try_send(event); !sent.ok())
+    LOG(debug, "the daemon isn't told: {}", sent.error().what());
 }
 
 void EventSink::progress(const wire::Progress& progress) {
@@ -19,10 +23,10 @@ void EventSink::progress(const wire::Progress& progress) {
   send(event);
 }
 
-void EventSink::listening(std::uint16_t port) {
+Result<void> EventSink::listening(std::uint16_t port) {
   wire::WorkerEvent event;
   event.mutable_listening()->set_port(port);
-  send(event);
+  return try_send(event);
 }
 
 void EventSink::done(const wire::Report& report) {

@@ -18,15 +18,16 @@ namespace godwit::migrate {
 inline constexpr const char* drain_phase = "drain";
 
 // News for the daemon. It may be gone; what must be known is in the records, so sending never
-// fails. Any thread.
+// fails, but for the port: without it nobody comes. Any thread.
 class EventSink {
  public:
   explicit EventSink(WorkerChannel& channel) : channel_(channel) {}
   void progress(const wire::Progress& progress);
-  void listening(std::uint16_t port);
+  Result<void> listening(std::uint16_t port);
   void done(const wire::Report& report);
 
  private:
+  Result<void> try_send(const wire::WorkerEvent& event);
   void send(const wire::WorkerEvent& event);
   std::mutex mutex_;
   WorkerChannel& channel_;

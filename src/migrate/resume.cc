@@ -245,7 +245,7 @@ Result<void> Successor::inherit() {
 
 Result<void> Successor::accept() {
   reporter_.phase("accept");
-  sink_.listening(listener_->port());
+  TRY(sink_.listening(listener_->port()).with("the daemon"));
   const std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
   const std::int64_t deadline_us = monotonic_us() + connect_ms_max * 1000;
   while (!control_.valid() || !urgent_.valid() || data_.size() < streams) {

@@ -181,7 +181,7 @@ Result<void> Target::reserve() {
   });
   transport::Token token = TRY(transport::token_from_bytes(order_.token()));
   listener_ = TRY(transport::Listener::open(order_.listen_address(), 0, token, {}));
-  sink_.listening(listener_->port());
+  TRY(sink_.listening(listener_->port()).with("the daemon"));
 
   shell_ = TRY(capsule::Shell::create(env_, order_.spec(), CapsuleId{order_.spare_shell()}));
   std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());

@@ -67,7 +67,7 @@ void OuterTracer::at_call(pid_t worker, pid_t tid, bool entry, const Plan& plan,
     ::ptrace(PTRACE_SETREGS, tid, nullptr, &regs);
     return;
   }
-  const int error = sys::plausible_error(regs.orig_rax, static_cast<std::uint64_t>(plan.at));
+  const int error = sys::plausible_error(regs, static_cast<std::uint64_t>(plan.at));
   if (plan.strike == Strike::fail && (!entry || error == 0)) return;
   if (++shared.count != plan.at) return;
   shared.call = regs.orig_rax;

@@ -2,7 +2,9 @@
 // machine that is short of something, whose other end is gone, or whose disk is broken.
 #pragma once
 
+#include <linux/futex.h>
 #include <sys/syscall.h>
+#include <sys/user.h>
 
 #include <cerrno>
 #include <cstdint>
@@ -11,11 +13,11 @@
 namespace godwit::sys {
 
 // `choice` chooses among several. 0: a call that can't fail, or whose failure nobody is told.
-inline int plausible_error(std::uint64_t call, std::uint64_t choice) {
+inline int plausible_error(const user_regs_struct& entry, std::uint64_t choice) {
   auto one_of = [&](std::initializer_list<int> errors) {
     return errors.begin()[choice % errors.size()];
   };
-  switch (call) {
+  switch (entry.orig_rax) {
     case SYS_exit:
     case SYS_exit_group:
     case SYS_rt_sigreturn:
@@ -33,6 +35,8 @@ inline int plausible_error(std::uint64_t call, std::uint64_t choice) {
       return 0;
     // The C library takes every other answer for a reason to abort.
     case SYS_futex:
+      // Only waiting can fail.
+      if ((entry.rsi & FUTEX_CMD_MASK) == FUTEX_WAKE) return 0;
       return one_of({EAGAIN, EINTR});
     case SYS_nanosleep:
     case SYS_clock_nanosleep:
