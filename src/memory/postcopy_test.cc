@@ -17,7 +17,8 @@
 namespace godwit::memory::testing {
 namespace {
 
-constexpr std::uint64_t arena = 0x200000000000;
+// Where every sanitizer leaves room for programs.
+constexpr std::uint64_t arena = 0x551000000000;
 
 void* map_at(std::uint64_t at, std::size_t bytes) {
   void* memory = ::mmap(reinterpret_cast<void*>(at), bytes, PROT_READ | PROT_WRITE,

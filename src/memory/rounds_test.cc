@@ -140,7 +140,7 @@ TEST(Rounds, StopAndCopyIsExactWithAnyNumberOfStreams) {
 
 // Everything a program may do to its mappings, at random, while rounds go on.
 int mapper(Shared* shared, std::uint64_t seed) {
-  constexpr std::uint64_t base = 0x200000000000, slot_bytes = 4 << 20;
+  constexpr std::uint64_t base = 0x551000000000, slot_bytes = 4 << 20;
   constexpr int slots = 24;
   struct Slot {
     std::uint64_t bytes = 0;
@@ -413,7 +413,7 @@ TEST(Rounds, PagesOutsideOfTheTargetsLayoutAreHeldBack) {
     shared->state = 1;
     while (shared->command == 0) {
     }
-    fill(map(1 << 20, PROT_READ | PROT_WRITE, MAP_FIXED, 0x300000000000), 1 << 20, 4);
+    fill(map(1 << 20, PROT_READ | PROT_WRITE, MAP_FIXED, 0x552000000000), 1 << 20, 4);
     shared->state = 2;
     while (true) ::pause();
     return 0;

@@ -24,7 +24,7 @@ TEST(ZeroPage, EveryBitOfAPageCounts) {
 }
 
 // A child with 8 pages of content at `arena`, of 16; writes page n when told so.
-constexpr std::uint64_t arena = 0x200000000000;
+constexpr std::uint64_t arena = 0x551000000000;
 Child writer(Shared* shared) {
   return Child::run([shared] {
     auto* memory = static_cast<char*>(::mmap(reinterpret_cast<void*>(arena), 16 * page_bytes,
