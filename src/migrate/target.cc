@@ -57,7 +57,8 @@ class Target {
   Result<void> await_record();
   Result<void> accept();
   Result<void> build();
-  Result<void> on_prepare(const image::Capsule& so_far);
+  Result<void> on_prepare(const wire::Prepare& prepare);
+  void hurry();
   Result<void> on_round(std::uint64_t round);
   Result<void> on_finish(const wire::Finish& finish);
   Result<void> on_grant(Epoch epoch);
@@ -240,7 +241,7 @@ Result<void> Target::build() {
                                     message.clocks().boottime_ns()));
         break;
       case wire::ToTarget::kPrepare:
-        TRY(on_prepare(message.prepare().so_far()));
+        TRY(on_prepare(message.prepare()));
         break;
       case wire::ToTarget::kRound:
         TRY(on_round(message.round().round()));
@@ -314,7 +315,9 @@ Result<void> Target::drop(memory::SpaceId space, std::span<const memory::PageRun
   return restorer_->drop_pages(space, ranges);
 }
 
-Result<void> Target::on_prepare(const image::Capsule& so_far) {
+Result<void> Target::on_prepare(const wire::Prepare& prepare) {
+  const image::Capsule& so_far = prepare.so_far();
+  if (!prepare.frozen()) sys::lower_thread_priority();
   std::vector<std::string> reasons;
   TRY(identity_->compare(so_far, reasons));
   wire::ToSource reply;
@@ -324,14 +327,21 @@ Result<void> Target::on_prepare(const image::Capsule& so_far) {
   TRY(publish_targets(so_far));
   memory_->forget_targets();
   TRY(await_record());
-  // The next message may already be the freeze's; the bulk of the work before it is done.
-  if (!sys::raise_thread_priority()) LOG(info, "the restore runs at ordinary priority");
+  hurry();
   return control_.send(reply);
+}
+
+// The next message may already be the freeze's. What takes long before it runs at ordinary
+// priority: programs here, too, want to go on meanwhile.
+void Target::hurry() {
+  if (!sys::raise_thread_priority()) LOG(info, "the restore runs at ordinary priority");
 }
 
 Result<void> Target::on_round(std::uint64_t round) {
   reporter_.phase(fmt::format("round {}", round));
+  sys::lower_thread_priority();
   TRY(memory_->wait_round(round, round_ms_max));
+  hurry();
   return {};
 }
 

@@ -18,6 +18,12 @@ constexpr std::int32_t raised_nice = -15;
 constexpr std::uint64_t flag_reset_on_fork = 1;
 constexpr std::uint64_t least_slice_ns = 100'000;
 
+void short_slices(int nice) {
+  const SchedAttr attr{
+      .policy = SCHED_OTHER, .flags = flag_reset_on_fork, .nice = nice, .runtime = least_slice_ns};
+  (void)::syscall(SYS_sched_setattr, 0, &attr, 0);  // Nothing depends on it but smoothness.
+}
+
 }  // namespace
 
 bool raise_thread_priority() {
@@ -36,13 +42,12 @@ bool raise_thread_priority() {
   return ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), raised_nice) == 0;
 }
 
+void lower_thread_priority() { short_slices(0); }
+
 void shorten_thread_slice() {
   errno = 0;
   const int nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()));
-  if (errno != 0) return;
-  const SchedAttr attr{
-      .policy = SCHED_OTHER, .flags = flag_reset_on_fork, .nice = nice, .runtime = least_slice_ns};
-  (void)::syscall(SYS_sched_setattr, 0, &attr, 0);  // Nothing depends on it but smoothness.
+  if (errno == 0) short_slices(nice);
 }
 
 }  // namespace godwit::sys
