@@ -23,6 +23,7 @@ Result<void> recover(const NodeEnv& env, const wire::RecoverOrder& order) {
   CapsuleId id{order.capsule()};
   if (order.action() == wire::RecoverOrder::DESTROY) return capsule::Shell::destroy(env, id);
   capsule::Shell shell = TRY(capsule::Shell::open(env, id));
+  hurry(shell, false);
   if (order.action() == wire::RecoverOrder::START) {
     // Contexts are clean since the seal, and a thread that waits for a missing page can't be
     // seized.

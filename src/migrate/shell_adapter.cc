@@ -7,6 +7,11 @@
 
 namespace godwit::migrate {
 
+void hurry(const capsule::Shell& shell, bool on) {
+  Result<void> set = shell.tree().hurry(on);
+  if (!set.ok()) LOG(debug, "weight of {}: {}", shell.tree().name(), set.error().what());
+}
+
 Result<capture::TreeRef> tree_of(capsule::Shell& shell) {
   capture::TreeRef tree{.freezer_path = shell.freezer_path(),
                         .freezer_v2 = shell.freezer_v2(),

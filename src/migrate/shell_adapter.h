@@ -17,6 +17,11 @@ namespace godwit::migrate {
 // The shell's tree as capture wants to see it.
 Result<capture::TreeRef> tree_of(capsule::Shell& shell);
 
+// While a freeze waits for it, the capsule gets processors before others do; else the program's own
+// threads, which do part of the work, wait for their turn at each step. Nothing depends on it but
+// time; whoever ends a freeze, also another's, calls it off.
+void hurry(const capsule::Shell& shell, bool on);
+
 // Whoever lets a capsule's program go on notes the sleeps that it interrupted, for the worker that
 // stops it next (sys/interrupted_sleep.h). What isn't noted begins anew, which is no reason to
 // fail.

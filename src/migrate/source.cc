@@ -23,12 +23,12 @@
 #include "migrate/clock_probe.h"
 #include "migrate/commit_record.h"
 #include "migrate/eager_pages.h"
+#include "migrate/exec_watches.h"
 #include "migrate/file_identity.h"
 #include "migrate/round_policy.h"
 #include "migrate/shell_adapter.h"
 #include "migrate/unknown_registers.h"
 #include "restore/restorer.h"
-#include "sys/exec_watch.h"
 #include "sys/kernel_features.h"
 #include "sys/namespaces.h"
 #include "sys/proc.h"
@@ -93,7 +93,6 @@ class Source {
   Result<void> survey(image::Capsule& image, const PidMap& node_pids);
   Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
   Result<void> follow_changes();
-  Result<void> check_not_executed() const;
   Result<void> compare_clocks();
   Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
                                         std::vector<memory::RoundOptions::Range> eager = {});
@@ -123,7 +122,7 @@ class Source {
   memory::SourceMemory memory_;
   memory::Tracking tracking_;
   std::vector<sys::InterruptedSleep> sleeps_;
-  std::vector<sys::ExecWatch> watches_;
+  ExecWatches watches_;
   image::Capsule prepared_;             // What the target has built so far.
   std::set<std::uint32_t> sent_files_;  // Private files whose present content the target has.
   std::uint64_t next_round_ = 0;
@@ -149,7 +148,7 @@ wire::Report Source::run() {
   Result<void> outcome = all();
   // Whatever a round stumbled over, this is why.
   if (!outcome.ok() && !given_up_) {
-    Result<void> same = check_not_executed();
+    Result<void> same = watches_.check();
     outcome = same.ok() ? hear_target_out(std::move(outcome).error()) : std::move(same).error();
   }
   if (outcome.ok())
@@ -333,19 +332,6 @@ Result<void> Source::survey(image::Capsule& image, const PidMap& node_pids) {
   return add_spaces(image, node_pids);
 }
 
-// What was sent is of the old program, in memory that looks like the new one's.
-Result<void> Source::check_not_executed() const {
-  for (const sys::ExecWatch& watch : watches_) {
-    if (!watch.executed()) continue;
-    Result<sys::ProcStatus> status = sys::read_status(watch.pid());
-    if (!status.ok() || status->state == 'Z') continue;  // It has ended: that is another reason.
-    return make_error(Errc::refused,
-                      "process {} has executed another program ({}) meanwhile: try again",
-                      status->ns_tgid.back(), status->name);
-  }
-  return {};
-}
-
 // The target's mappings and files follow those of the running program, which removes and replaces
 // files meanwhile: only what is still so at a second look is a reason against the move.
 Result<void> Source::follow_changes() {
@@ -390,9 +376,7 @@ Result<void> Source::compare_clocks() {
 
 Result<void> Source::prepare() {
   reporter_.phase("prepare");
-  for (pid_t pid : TRY(shell_->tree().pids())) {
-    watches_.push_back(TRY(sys::ExecWatch::open(pid)));
-  }
+  TRY(watches_.add(TRY(shell_->tree().pids())));
   TRY(compare_clocks());
   return follow_changes();
 }
@@ -511,13 +495,17 @@ Result<void> Source::move(const RoundDecision&) {
     // On a busy node every wait of ours in the freeze would otherwise be a turn of everybody else.
     if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
     reporter_.phase("freeze");
+    hurry(*shell_, true);
     frozen_at_us_ = monotonic_us();
   };
+  Guard unhurried([&] {
+    if (!given_up_) hurry(*shell_, false);
+  });
   capture::FrozenTree tree = TRY(capture::freeze(*tree_, {.measure_sleeps = true,
                                                           .known_sleeps = sleeps_,
                                                           .leave_vdso = leave_vdso_,
                                                           .stopping = stopping}));
-  TRY(check_not_executed());
+  TRY(watches_.check());
   // From here no page of the tree can change. Every early return thaws, until the capsule is given
   // up: then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {
@@ -526,6 +514,7 @@ Result<void> Source::move(const RoundDecision&) {
   TRY(copy_frozen(tree, postcopy_));
   TRY(commit(tree));
   relay.commit();
+  unhurried.commit();
   return {};
 }
 

@@ -58,7 +58,7 @@ class Target {
   Result<void> accept();
   Result<void> build();
   Result<void> on_prepare(const wire::Prepare& prepare);
-  void hurry();
+  void be_ready();
   Result<void> on_round(std::uint64_t round);
   Result<void> on_finish(const wire::Finish& finish);
   Result<void> on_grant(Epoch epoch);
@@ -327,13 +327,13 @@ Result<void> Target::on_prepare(const wire::Prepare& prepare) {
   TRY(publish_targets(so_far));
   memory_->forget_targets();
   TRY(await_record());
-  hurry();
+  be_ready();
   return control_.send(reply);
 }
 
 // The next message may already be the freeze's. What takes long before it runs at ordinary
 // priority: programs here, too, want to go on meanwhile.
-void Target::hurry() {
+void Target::be_ready() {
   if (!sys::raise_thread_priority()) LOG(info, "the restore runs at ordinary priority");
 }
 
@@ -341,7 +341,7 @@ Result<void> Target::on_round(std::uint64_t round) {
   reporter_.phase(fmt::format("round {}", round));
   sys::lower_thread_priority();
   TRY(memory_->wait_round(round, round_ms_max));
-  hurry();
+  be_ready();
   return {};
 }
 
@@ -349,6 +349,7 @@ Result<void> Target::on_finish(const wire::Finish& finish) {
   reporter_.phase("relay");
   std::int64_t began_ns = monotonic_ns();
   const image::Capsule& final = finish.final();
+  hurry(*shell_, true);
   TRY(await_record());
   postcopy_ = finish.postcopy();
   last_round_ = finish.round();
@@ -397,6 +398,7 @@ Result<void> Target::on_grant(Epoch epoch) {
     also(control_.send(reply));
   }
   // What isn't needed for the first instruction comes after it.
+  hurry(*shell_, false);
   also(shell_->gate(true));
   also(shell_->announce());
   also(shell_->init().relay_go());

@@ -379,6 +379,13 @@ Result<void> CgroupGroup::set_cpu_quota(double cores) const {
                     fmt::format("{}", cores > 0 ? quota_us : -1));
 }
 
+Result<void> CgroupGroup::hurry(bool on) const {
+  const Place* place = with_controller("cpu");
+  if (place == nullptr) return make_error(Errc::unsupported, "cgroup {}: no cpu controller", name_);
+  if (place->hierarchy.v2) return write_file(place->path + "/cpu.weight", on ? "10000" : "100");
+  return write_file(place->path + "/cpu.shares", on ? "262144" : "1024");
+}
+
 Result<void> CgroupGroup::set_memory_limit(std::uint64_t bytes) const {
   const Place* place = with_controller("memory");
   if (place == nullptr)

@@ -63,6 +63,9 @@ class CgroupGroup {
 
   // As a fraction of one core: 1.5 is one and a half. 0 removes the limit.
   Result<void> set_cpu_quota(double cores) const;
+  // Whether its threads get a processor before those of others (the largest weight there is), or
+  // as a new group's do. Errc::unsupported without a cpu controller.
+  Result<void> hurry(bool on) const;
   // 0 removes the limit.
   Result<void> set_memory_limit(std::uint64_t bytes) const;
   // Without file pages that the kernel takes back before it lets anybody go short.

@@ -129,6 +129,27 @@ TEST_F(Cgroup, LimitsAreWhatTheKernelSays) {
   EXPECT_LT(*group.memory_usage_bytes(), std::uint64_t{1} << 40);
 }
 
+TEST_F(Cgroup, AWeightGoesBackToThatOfANewGroup) {
+  CgroupGroup group = make("a/tree");
+  auto weight = [&] {
+    for (const CgroupGroup::Place& place : group.places()) {
+      if (!place.hierarchy.has("cpu")) continue;
+      const std::string file = place.hierarchy.v2 ? "/cpu.weight" : "/cpu.shares";
+      return std::move(read_file(place.path + file)).value();
+    }
+    return std::string();
+  };
+  const std::string fresh = weight();
+  Result<void> hurried = group.hurry(true);
+  if (!hurried.ok()) {
+    EXPECT_EQ(hurried.error().code(), Errc::unsupported) << hurried.error().what();
+    GTEST_SKIP() << hurried.error().what();
+  }
+  EXPECT_GT(std::stoul(weight()), std::stoul(fresh));
+  EXPECT_TRUE(group.hurry(false).ok());
+  EXPECT_EQ(weight(), fresh);
+}
+
 TEST_F(Cgroup, NamesCantEscape) {
   EXPECT_EQ(CgroupGroup::create("../x").error().code(), Errc::invalid);
   EXPECT_EQ(CgroupGroup::create("/x").error().code(), Errc::invalid);
