@@ -101,6 +101,7 @@ class Target {
   std::optional<memory::TargetMemory> memory_;
   std::uint64_t last_round_ = 0;
   bool postcopy_ = false;
+  bool frozen_ = false;  // The program stands.
   bool running_ = false;
 };
 
@@ -312,7 +313,7 @@ Result<void> Target::drop(memory::SpaceId space, std::span<const memory::PageRun
   ranges.reserve(runs.size());
   for (const memory::PageRun& run : runs)
     ranges.push_back({.start = run.page * page_bytes, .end = run.end() * page_bytes});
-  return restorer_->drop_pages(space, ranges);
+  return restorer_->drop_pages(space, ranges, !frozen_);
 }
 
 Result<void> Target::on_prepare(const wire::Prepare& prepare) {
@@ -349,6 +350,7 @@ Result<void> Target::on_finish(const wire::Finish& finish) {
   reporter_.phase("relay");
   std::int64_t began_ns = monotonic_ns();
   const image::Capsule& final = finish.final();
+  frozen_ = true;
   hurry(*shell_, true);
   TRY(await_record());
   postcopy_ = finish.postcopy();

@@ -331,18 +331,19 @@ Result<void> AddressSpace::apply_locks(const image::Mm& mm) {
   return skeleton_.run(b);
 }
 
-Result<void> AddressSpace::drop_pages(std::span<const Range> ranges) {
+Result<void> AddressSpace::drop_pages(std::span<const Range> ranges, bool in_pieces) {
   Batch b = skeleton_.batch();
+  const std::uint64_t most = in_pieces ? drop_bytes_at_once : ~std::uint64_t{0};
   std::uint64_t bytes = 0;  // Of the batch.
   for (const Range& r : ranges) {
     for (std::uint64_t at = r.start; at < r.end;) {
-      const std::uint64_t piece = std::min(r.end - at, drop_bytes_at_once - bytes);
+      const std::uint64_t piece = std::min(r.end - at, most - bytes);
       // The area may be gone already (ENOMEM), or locked here (EINVAL): locks come last, so it
       // isn't.
       b.call_tolerant(SYS_madvise, "madvise(MADV_DONTNEED)", {at, piece, MADV_DONTNEED});
       at += piece;
       bytes += piece;
-      if (bytes < drop_bytes_at_once && b.has_room(2, 0)) continue;
+      if (bytes < most && b.has_room(2, 0)) continue;
       TRY(skeleton_.run(b));
       b.clear();
       bytes = 0;

@@ -37,7 +37,8 @@ class AddressSpace {
   struct Range {
     std::uint64_t start, end;
   };
-  Result<void> drop_pages(std::span<const Range> ranges);
+  // In pieces: others get the processor in between; else it is done in the least time.
+  Result<void> drop_pages(std::span<const Range> ranges, bool in_pieces);
 
  private:
   Result<void> apply(const image::Mm& want);

@@ -218,11 +218,12 @@ Result<UniqueFd> Restorer::make_userfaultfd(std::uint32_t id, int flags) {
   return fd;
 }
 
-Result<void> Restorer::drop_pages(std::uint32_t id, std::span<const MemoryRange> ranges) {
+Result<void> Restorer::drop_pages(std::uint32_t id, std::span<const MemoryRange> ranges,
+                                  bool in_pieces) {
   Impl::Process* p = TRY(impl_->find(id));
   std::vector<AddressSpace::Range> list;
   for (const MemoryRange& r : ranges) list.push_back({r.start, r.end});
-  return p->memory.drop_pages(list);
+  return p->memory.drop_pages(list, in_pieces);
 }
 
 std::vector<MemoryRange> Restorer::pages_needed(const image::Process& process) {

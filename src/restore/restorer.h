@@ -61,8 +61,9 @@ class Restorer {
   // A new userfaultfd of the process, raw: UFFDIO_API not called yet. For missing pages and copies;
   // not for events, which would stop the next prepare.
   Result<UniqueFd> make_userfaultfd(std::uint32_t id, int flags);
-  // Makes pages of a process absent again.
-  Result<void> drop_pages(std::uint32_t id, std::span<const MemoryRange> ranges);
+  // Makes pages of a process absent again. In pieces: others get the processor in between; else it
+  // is done in the least time.
+  Result<void> drop_pages(std::uint32_t id, std::span<const MemoryRange> ranges, bool in_pieces);
 
   // Post-copy: what finish() makes the kernel touch (rseq areas, arguments of calls to restart) and
   // what it populates (locked areas): these pages must have arrived before finish().

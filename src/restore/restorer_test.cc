@@ -706,7 +706,7 @@ TEST_F(RestorerTest, OnlyWhatChangedSinceTheFirstImageIsDoneAgain) {
         if (v.kind() == image::Vma::ANON && v.end() - v.start() == 3 * 65536) {
           EXPECT_EQ(pwrite(space->mem_fd, "stale", 5, static_cast<off_t>(v.start())), 5);
           MemoryRange range{v.start(), v.start() + 4096};
-          EXPECT_TRUE(restorer->drop_pages(program_pid, {&range, 1}).ok());
+          EXPECT_TRUE(restorer->drop_pages(program_pid, {&range, 1}, true).ok());
         }
       }
       auto uffd = restorer->make_userfaultfd(program_pid, O_CLOEXEC | O_NONBLOCK);
