@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""godwitd and godwit together, without migrations: run, streams, signals, users, restarts of the daemon.
+"""godwitd and godwit together, hardly any migration: run, streams, signals, users, restarts of the daemon.
 
     test_daemon.py --godwit PATH [NAME...]
 """
@@ -19,6 +19,7 @@ from cluster import Cluster, CommandFailed
 USER = 65534
 LIMIT_S = 120
 COPY_BYTES = 20_000_000
+SPEEDS = "1.0,0.5"  # Of n1 and n2.
 
 
 class Failed(Exception):
@@ -236,11 +237,38 @@ def attach_takes_over(cluster, uid):
     expect(second.wait(LIMIT_S) == 0, f"second ended with {second.returncode}")
 
 
+BUSY = """import time
+while True:
+    wall, cpu = time.time(), time.process_time()
+    while time.time() - wall < 2:
+        pass
+    print((time.process_time() - cpu) / (time.time() - wall), flush=True)
+"""
+# The kernel gives out quotas for 0.1 s at a time.
+QUOTA_SLACK = 0.1
+
+
+def cpus_are_as_fast_as_the_nodes(cluster, uid):
+    name = f"cpus{uid}"
+    busy = start(cluster, "run", "--node", "n1", "--name", name, "--cpus", "0.5", "--", "python3", "-c",
+                 BUSY, uid=uid, stdout=subprocess.PIPE)
+    share = float(busy.stdout.readline())
+    expect(share <= 0.5 + QUOTA_SLACK, f"half a core of speed 1 gave {share}")
+    cluster.must("migrate", name, "n2", uid=uid)
+    busy.stdout.readline()  # Partly there, partly here.
+    busy.stdout.readline()
+    share = float(busy.stdout.readline())
+    expect(share <= 0.25 + QUOTA_SLACK, f"half a core of speed 0.5 gave {share}")
+    cluster.must("kill", name, uid=uid)
+    busy.wait(LIMIT_S)
+
+
 TESTS = [exit_codes_pass_through, streams_pass_through, arguments_need_not_be_utf8,
          signals_pass_through,
          programs_run_as_their_users, detached_ones_are_waited_for, kill_and_signal,
          others_are_not_found, a_killed_daemon_loses_no_byte, a_restarted_daemon_knows_all,
-         a_dead_client_blocks_nobody, attach_takes_over]
+         a_dead_client_blocks_nobody, attach_takes_over,
+         cpus_are_as_fast_as_the_nodes]
 
 
 def main():
@@ -255,7 +283,7 @@ def main():
     failures = 0
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.down)
-        cluster.up()
+        cluster.up("--speed", SPEEDS)
         for test in TESTS:
             if options.names and test.__name__ not in options.names:
                 continue
