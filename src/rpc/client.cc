@@ -311,8 +311,11 @@ grpc::ChannelArguments channel_arguments() {
 }  // namespace
 
 std::unique_ptr<ApiClient> connect_unix(const std::string& path) {
-  auto channel = grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(),
-                                           channel_arguments());
+  grpc::ChannelArguments arguments = channel_arguments();
+  // Nothing gets lost here: who listens answers, once its machine lets it; nobody is told at once.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 120'000);
+  auto channel =
+      grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(), arguments);
   return std::make_unique<ApiClientImpl>(std::move(channel), false, milliseconds(0),
                                          std::make_shared<Patience>());
 }

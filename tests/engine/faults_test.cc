@@ -31,7 +31,7 @@ using migrate::TargetAction;
 using migrate::TargetState;
 
 // What the points of one case may take, where not every call is tried.
-constexpr std::int64_t budget_us = 7'000'000;
+constexpr std::int64_t budget_us = 4'000'000;
 constexpr std::int64_t points_min = 3;
 
 enum class Side { source, target };
