@@ -416,8 +416,10 @@ Result<void> Restorer::start() {
   // Thawed first: a thread that is detached in a frozen group wakes twice (64 threads: 0.5 to 2
   // ms). They still stand in their ptrace stops. Should we die in between, the kernel detaches the
   // rest, which is right after the grant.
-  TRY(impl_->source.thaw_tree());
-  return impl_->process->skeleton.release();
+  Result<void> thawed = impl_->source.thaw_tree();
+  // Also if that failed: it was granted, so it is nobody's to kill any more. Who takes over thaws.
+  Result<void> released = impl_->process->skeleton.release();
+  return thawed.ok() ? std::move(released) : std::move(thawed);
 }
 
 const std::vector<sys::InterruptedSleep>& Restorer::sleeps() const { return impl_->sleeps; }

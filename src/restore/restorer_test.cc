@@ -115,6 +115,22 @@ TEST_F(RestorerTest, AReadGoesOnInTheOtherShell) {
   print_times("1 thread", m);
 }
 
+// After the grant nobody may end the only copy, whatever fails: who takes over thaws it.
+TEST_F(RestorerTest, AStartThatFailsLeavesTheProgramToWhoeverThaws) {
+  const Start failing = [](Moved& moved) -> Result<void> {
+    moved.target->fail_next_thaw();
+    EXPECT_FALSE(moved.restorer->start().ok());
+    moved.restorer.reset();
+    return moved.target->thaw_tree();
+  };
+  MOVE_AND_FINISH(
+      [] {
+        be_moved();
+        return 0;
+      },
+      {}, failing);
+}
+
 TEST_F(RestorerTest, ThreadsKeepMemoryLocksTlsIdsAndVectorRegisters) {
   MOVE_AND_FINISH([] {
     static thread_local std::uint64_t mine;

@@ -267,7 +267,10 @@ Result<void> TestShell::set_last_pid(pid_t pid) {
   return {};
 }
 Result<void> TestShell::freeze_tree() { return group_->freeze(); }
-Result<void> TestShell::thaw_tree() { return group_->thaw(); }
+Result<void> TestShell::thaw_tree() {
+  if (std::exchange(fail_thaw_, false)) return make_error(Errc::os, "this thaw was to fail");
+  return group_->thaw();
+}
 
 Result<StoppedProgram> StoppedProgram::stop(pid_t node_pid, pid_t pid) {
   StoppedProgram s;
@@ -641,7 +644,8 @@ Result<void> wait_until_asleep(pid_t pid) {
   return make_error(Errc::timeout, "process {} doesn't wait in a system call", pid);
 }
 
-Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change) {
+Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change,
+                           const Start& start) {
   Moved m;
   m.source = TRY(TestShell::create(program));
   // Other clocks than here: what the program sees must go on.
@@ -672,7 +676,7 @@ Result<Moved> move_program(const std::function<int()>& program, const ChangeImag
   lap(m.seal_us);
   m.source->kill_init();
   at = monotonic_us();
-  TRY(m.restorer->start());
+  TRY(start ? start(m) : m.restorer->start());
   lap(m.start_us);
   return m;
 }

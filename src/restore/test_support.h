@@ -50,6 +50,7 @@ class TestShell final : public SkeletonSource {
   Result<void> set_last_pid(pid_t pid) override;
   Result<void> freeze_tree() override;
   Result<void> thaw_tree() override;
+  void fail_next_thaw() { fail_thaw_ = true; }
 
  private:
   TestShell() = default;
@@ -60,6 +61,7 @@ class TestShell final : public SkeletonSource {
   UniqueFd channel_;
   UniqueFd stdin_[2], stdout_[2];
   std::unique_ptr<sys::CgroupGroup> group_;
+  bool fail_thaw_ = false;
 };
 
 // A program that was stopped: seized by us, every thread in a ptrace stop.
@@ -103,7 +105,10 @@ struct Moved {
   std::int64_t prepare_us = 0, finish_us = 0, seal_us = 0, start_us = 0;
 };
 using ChangeImage = std::function<void(image::Capsule&)>;
-Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change = {});
+// `start`: instead of the restorer's.
+using Start = std::function<Result<void>(Moved&)>;
+Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change = {},
+                           const Start& start = {});
 
 // Ready is not enough: the program must wait in the call that the test is about.
 Result<void> wait_until_asleep(pid_t node_pid);
