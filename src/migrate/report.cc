@@ -8,14 +8,13 @@ Result<void> EventSink::try_send(const wire::WorkerEvent& event) {
   std::lock_guard lock(mutex_);
   if (daemon_gone_) return make_error(Errc::peer_lost, "the daemon is gone");
   Result<void> sent = channel_.send(event);
-  daemon_gone_ = !sent.ok();
+  if (sent.ok()) return {};
+  daemon_gone_ = true;
+  LOG(warn, "no more events to the daemon: {}", sent.error().what());
   return sent;
 }
 
-void EventSink::send(const wire::WorkerEvent& event) {
-  if (Result<void> sent = try_send(event); !sent.ok())
-    LOG(debug, "the daemon isn't told: {}", sent.error().what());
-}
+void EventSink::send(const wire::WorkerEvent& event) { (void)try_send(event); }
 
 void EventSink::progress(const wire::Progress& progress) {
   wire::WorkerEvent event;
