@@ -31,8 +31,6 @@
 namespace godwit::capture {
 namespace {
 
-#undef sigmask  // <csignal> has an old macro of the name of the image's field.
-
 #define SKIP_WITHOUT_TREES() \
   if (std::string why = why_no_trees(); !why.empty()) GTEST_SKIP() << why
 
@@ -140,7 +138,7 @@ TEST(Describe, HandlersTimersNamesAndSignals) {
   EXPECT_EQ(t.pdeath_signal(), SIGTERM);
   EXPECT_EQ(t.timerslack_ns(), 123456u);
   EXPECT_EQ(t.altstack_size(), 16384u);
-  EXPECT_EQ(t.sigmask(), 1u << (SIGUSR2 - 1));
+  EXPECT_EQ(t.signal_mask(), 1u << (SIGUSR2 - 1));
   EXPECT_GE(t.xstate().size(), 576u);
   EXPECT_NE(t.rseq_addr(), 0u);
   EXPECT_EQ(t.creds().cap_bounding() != 0, true);
@@ -463,6 +461,24 @@ TEST(Preflight, FindsNothingAgainstAnOrdinaryProgram) {
   Result<std::vector<std::string>> reasons = preflight(tree->ref());
   ASSERT_TRUE(reasons.ok()) << reasons.error().what();
   EXPECT_TRUE(reasons->empty()) << (*reasons)[0];
+}
+
+TEST(Preflight, ThreadsOnTheirWayOutAreNoReason) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start_function([](TestTree::Ready ready) {
+    ready();
+    while (true) {
+      std::vector<std::thread> threads;
+      for (int i = 0; i < 32; ++i) threads.emplace_back([] {});
+      for (std::thread& thread : threads) thread.join();
+    }
+  });
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  for (int i = 0; i < 300; ++i) {
+    Result<std::vector<std::string>> reasons = preflight(tree->ref());
+    ASSERT_TRUE(reasons.ok()) << reasons.error().what();
+    ASSERT_TRUE(reasons->empty()) << (*reasons)[0];
+  }
 }
 
 TEST(Preflight, NamesEveryReason) {

@@ -28,6 +28,7 @@
 namespace godwit::capture {
 namespace {
 
+constexpr std::uint32_t pf_exiting = 0x00000004;
 constexpr std::uint32_t pf_io_worker = 0x00000010;
 constexpr std::uint64_t user_addresses_end = 0x7ffffffff000;  // With four-level page tables.
 constexpr int exec_looks_max = 100;
@@ -40,6 +41,11 @@ class Reasons {
   void add(fmt::format_string<Args...> format, Args&&... args) {
     list_.push_back(fmt::format(format, std::forward<Args>(args)...));
   }
+  void take_over(Reasons&& others) {
+    list_.insert(list_.end(), std::make_move_iterator(others.list_.begin()),
+                 std::make_move_iterator(others.list_.end()));
+  }
+  bool empty() const { return list_.empty(); }
   std::vector<std::string> take() && { return std::move(list_); }
 
  private:
@@ -198,6 +204,23 @@ Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& re
   return {};
 }
 
+// Threads come and go. One on its way out has left its descriptors and namespaces already, which
+// looks like having others; the end of the first one, which stays as a zombie, is a reason.
+Result<void> check_threads(const TreeRef& tree, pid_t pid, Reasons& reasons) {
+  for (pid_t tid : TRY(sys::list_threads(pid))) {
+    Reasons of_thread;
+    Result<void> checked = check_thread(tree, pid, tid, of_thread);
+    if (tid != pid && !(checked.ok() && of_thread.empty())) {
+      Result<sys::ProcStat> stat = sys::read_stat(pid, tid);
+      if (!stat.ok() && stat.error().code() == Errc::tracee_gone) continue;
+      if (TRY(std::move(stat)).flags & pf_exiting) continue;
+    }
+    TRY(std::move(checked));
+    reasons.take_over(std::move(of_thread));
+  }
+  return {};
+}
+
 // "7f2c4000 bind:0 anon=1 ...": policies of areas (mbind) show nowhere else. Where an area has
 // none, the one of the process is shown: so of the vdso, which nobody binds.
 Result<void> check_memory_policies(pid_t pid, pid_t inside, std::uint64_t vdso, Reasons& reasons) {
@@ -275,13 +298,8 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   UniqueFd exe = TRY(open_fd(sys::proc_path(pid, "exe"), O_RDONLY));
   if (::pread(exe.get(), &elf_class, 1, 4) == 1 && elf_class != 2)
     reasons.add("process {} is a 32-bit program, which can't move", inside);
-  for (pid_t tid : TRY(sys::list_threads(pid))) {
-    Result<void> checked = check_thread(tree, pid, tid, reasons);
-    // Threads come and go; the end of the first one shows as a zombie.
-    if (!checked.ok() && (tid == pid || checked.error().code() != Errc::tracee_gone))
-      return checked;
-    TRY(check_dead_children(pid, tid, inside, reasons));
-  }
+  TRY(check_threads(tree, pid, reasons));
+  for (pid_t tid : TRY(sys::list_threads(pid))) TRY(check_dead_children(pid, tid, inside, reasons));
   for (int fd : TRY(sys::list_fds(pid))) {
     Result<void> checked = check_descriptor(tree, pid, inside, fd, reasons);
     // Closed since it was listed.

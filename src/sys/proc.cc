@@ -238,6 +238,8 @@ Result<ProcStatus> parse_status(std::string_view text) {
     parse_status_line(name, value, status);
   }
   if (status.ns_pid.empty()) return make_error(Errc::unsupported, "/proc/PID/status has no NSpid");
+  // A thread whose end overtakes the reader has no number left, in no namespace.
+  if (status.ns_pid.front() == 0) return Error(Errc::tracee_gone, "a thread has ended", ESRCH);
   return status;
 }
 
@@ -251,7 +253,7 @@ Result<ProcStatus> read_status(pid_t pid, pid_t tid) {
 Result<ProcStatus> read_status(const UniqueFd& fd) {
   char text[16 * 1024];  // It has about 1.5 KiB, and 20 bytes more for each group.
   ssize_t n = ::pread(fd.get(), text, sizeof text, 0);
-  if (n < 0 && errno == ESRCH) return make_error(Errc::tracee_gone, "a thread has ended");
+  if (n < 0 && errno == ESRCH) return Error(Errc::tracee_gone, "a thread has ended", ESRCH);
   if (n < 0) return os_error("pread(/proc/PID/status)");
   if (static_cast<std::size_t>(n) == sizeof text)
     return make_error(Errc::unsupported, "/proc/PID/status is too long");
