@@ -5,6 +5,9 @@ add_library(godwit_options INTERFACE)
 target_include_directories(godwit_options INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE_BINARY_DIR}/src)
 target_compile_options(godwit_options INTERFACE -Wall -Wextra $<$<BOOL:${GODWIT_WERROR}>:-Werror>
   $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-Wno-gnu-statement-expression>)
+if(CMAKE_UNITY_BUILD)  # Files that are compiled together aren't headers of one another.
+  target_compile_options(godwit_options INTERFACE -Wno-subobject-linkage)
+endif()
 target_compile_definitions(godwit_options INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64)
 
 function(godwit_library name)

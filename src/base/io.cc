@@ -92,6 +92,8 @@ Result<void> replace_file(const std::string& path, std::string_view data, bool d
   return {};
 }
 
+std::string own_fd_path(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
+
 std::string random_hex(std::size_t bytes) {
   std::vector<unsigned char> raw(bytes);
   ssize_t n = ::getrandom(raw.data(), raw.size(), 0);

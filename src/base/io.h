@@ -29,6 +29,13 @@ Result<void> replace_file(const std::string& path, std::string_view data, bool d
 Result<UniqueFd> open_fd(const std::string& path, int flags, unsigned mode = 0);
 Result<UniqueFd> open_fd_at(int dirfd, const std::string& path, int flags, unsigned mode = 0);
 
+// O_LARGEFILE is 0 for programs of 64 bits, but F_GETFL shows it of whatever was opened by a path,
+// and not of what pipe2(2) made.
+constexpr int kernel_largefile = 0100000;
+
+// To open what a descriptor of this process refers to once more.
+std::string own_fd_path(int fd);
+
 inline std::span<const std::byte> as_bytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }

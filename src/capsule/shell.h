@@ -16,8 +16,6 @@
 #include <optional>
 #include <string>
 
-#undef sigmask  // A macro of <signal.h>, and a field of image.pb.h.
-
 #include "base/ids.h"
 #include "base/node_env.h"
 #include "base/result.h"

@@ -316,7 +316,7 @@ bool comes_again(const siginfo_t& info) {
 
 Result<void> from_ptrace(const FrozenThread& thread, image::Thread& out) {
   out.set_xstate(TRY(sys::ptrace_get_xstate(thread.tid)));
-  out.set_sigmask(TRY(sys::ptrace_get_sigmask(thread.tid)));
+  out.set_signal_mask(TRY(sys::ptrace_get_sigmask(thread.tid)));
   sys::RseqConfig rseq = TRY(sys::ptrace_get_rseq(thread.tid));
   out.set_rseq_addr(rseq.address), out.set_rseq_size(rseq.size);
   out.set_rseq_signature(rseq.signature), out.set_rseq_flags(rseq.flags);
@@ -389,8 +389,7 @@ Result<Queues> read_queues(const FrozenProcess& process) {
     for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(thread.tid, false)))
       if (!comes_again(info)) own.push_back(siginfo_bytes(info));
   }
-  for (const siginfo_t& info :
-       TRY(sys::ptrace_peek_siginfo(process.threads.front().tid, true)))
+  for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(process.threads.front().tid, true)))
     queues.shared.push_back(siginfo_bytes(info));
   return queues;
 }

@@ -173,7 +173,7 @@ Result<void> PipeTable::describe(image::Capsule& capsule) const {
 // through /proc. To look, we do that: with O_ASYNC on a writing end that costs it a SIGIO.
 Result<UniqueFd> PipeTable::readable(const Entry& entry) const {
   if (entry.reader.valid()) return duplicate(entry.reader.get());
-  return open_fd(fmt::format("/proc/self/fd/{}", entry.writer.get()), O_RDONLY | O_NONBLOCK);
+  return open_fd(own_fd_path(entry.writer.get()), O_RDONLY | O_NONBLOCK);
 }
 
 Result<std::vector<std::string>> PipeTable::reasons() const {

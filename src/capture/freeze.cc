@@ -55,7 +55,6 @@ namespace {
 
 // Tasks stop within microseconds of their turn. What has none for so long keeps its whole timeouts.
 constexpr std::int64_t frozen_limit_us = 5'000;
-constexpr std::int64_t stop_limit_us = 10'000'000;
 constexpr int list_rounds_max = 1'000;               // Each finds at least one new thread.
 constexpr std::int64_t attach_retry_us = 3'000'000;  // A dying tracer lets go within that.
 
@@ -292,7 +291,7 @@ Result<void> FrozenTree::collect(Known& k) {
   FrozenThread thread;
   // A signal on its way is delivered before the stop that we asked for.
   while (true) {
-    sys::Stop stop = TRY(sys::wait_stop(k.tid, stop_limit_us));
+    sys::Stop stop = TRY(sys::wait_stop(k.tid, sys::stop_limit_us));
     if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", k.tid);
     thread.stopped_by_signal = stop.signal() != SIGTRAP;
     if (stop.is_interrupt()) break;
@@ -361,7 +360,7 @@ namespace {
 // For the stop that was asked for; a signal on its way is delivered before.
 Result<sys::Stop> wait_interrupted(pid_t tid) {
   while (true) {
-    sys::Stop stop = TRY(sys::wait_stop(tid, stop_limit_us));
+    sys::Stop stop = TRY(sys::wait_stop(tid, sys::stop_limit_us));
     if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", tid);
     if (stop.is_interrupt()) return stop;
     TRY(sys::ptrace_cont(tid, stop.at_signal() ? stop.signal() : 0));
@@ -412,7 +411,7 @@ namespace {
 // Whatever the thread does: an error of ours may have come at any moment. One that was killed under
 // us must be waited for by us, its tracer: until then its process can't be reaped.
 Result<void> let_go(pid_t tid) {
-  Result<sys::Stop> stop = sys::current_stop(tid, stop_limit_us);
+  Result<sys::Stop> stop = sys::current_stop(tid, sys::stop_limit_us);
   if (!stop.ok() && is_gone(stop.error())) {
     Result<sys::ProcStatus> status = sys::read_status(tid);
     if (!status.ok() && is_gone(status.error())) return {};

@@ -23,6 +23,7 @@ struct Migrations::Attempt {
   std::int64_t order_us = 0;  // From the request to the worker's order.
   std::shared_ptr<Worker> worker;
 
+  static constexpr std::chrono::milliseconds ask_again{500};
   // How long the one who asked waits for the end of a doubt before he is told of it.
   static constexpr std::chrono::seconds doubt_patience{5};
 

@@ -20,8 +20,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr milliseconds ask_again{500};
-
 Result<wire::Mode> parse_mode(const std::string& text) {
   if (text.empty() || text == "auto") return wire::AUTO;
   if (text == "stop") return wire::STOP;
@@ -148,7 +146,8 @@ Result<api::MigrationResult> Migrations::migrate(const HostedPtr& capsule,
   }).detach();
   std::unique_lock lock(attempt->mutex);
   while (!attempt->answer) {
-    attempt->changed.wait_for(lock, ask_again, [&] { return attempt->answer || attempt->news; });
+    attempt->changed.wait_for(lock, Attempt::ask_again,
+                              [&] { return attempt->answer || attempt->news; });
     if (attempt->patience_ended()) {
       lock.unlock();
       conclude(*attempt, capsule, "in-doubt",

@@ -10,9 +10,6 @@
 namespace godwit::daemon {
 namespace {
 
-using std::chrono::milliseconds;
-
-constexpr milliseconds ask_again{500};
 constexpr const char* being_asked = "it is being asked";
 
 wire::WorkerOrder recover_order(const HostedPtr& capsule, wire::RecoverOrder::Action action) {
@@ -27,7 +24,7 @@ wire::WorkerOrder recover_order(const HostedPtr& capsule, wire::RecoverOrder::Ac
 void Migrations::settle(Attempt& attempt, const HostedPtr& capsule) {
   while (!settle_step(attempt, capsule)) {
     std::unique_lock lock(capsule->mutex);
-    capsule->changed.wait_for(lock, ask_again);
+    capsule->changed.wait_for(lock, Attempt::ask_again);
   }
 }
 

@@ -11,7 +11,7 @@
 #include "base/unique_fd.h"
 
 namespace godwit::image {
-class Mm;  // Not included: its field `sigmask` is a macro of <signal.h>.
+class Mm;
 }
 
 namespace godwit::memory {

@@ -21,10 +21,6 @@ namespace {
 // another time stamp. Older than this, an equal stamp means equal content.
 constexpr std::int64_t racy_ns = 2'000'000'000;
 
-std::int64_t to_ns(const timespec& t) {
-  return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
-}
-
 // `way` leads to it; not asked of links, which have no attributes of their own.
 Result<void> fill(image::PrivateFile& file, const struct stat& st, const std::string& way) {
   file.set_mode(st.st_mode);

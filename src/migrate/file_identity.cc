@@ -48,10 +48,6 @@ bool caches_per_node(long fs_type) {
   }
 }
 
-std::int64_t to_ns(const timespec& t) {
-  return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
-}
-
 // A page that is written through a mapping stamps its file once until it has been written back (30
 // s): a younger stamp doesn't tell all, and such a hash is not for others.
 constexpr std::int64_t settled_ns = 60'000'000'000;

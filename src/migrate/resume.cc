@@ -13,6 +13,7 @@
 #include "memory/target_memory.h"
 #include "migrate/commit_record.h"
 #include "migrate/fault_keeper.h"
+#include "migrate/limits.h"
 #include "sys/proc.h"
 #include "transport/link.h"
 #include "wire/migrate.pb.h"
@@ -20,10 +21,7 @@
 namespace godwit::migrate {
 namespace {
 
-constexpr std::uint32_t default_streams = 2;
-constexpr std::int64_t connect_ms_max = 60'000;
 constexpr std::int64_t message_ms_max = 60'000;
-constexpr std::int64_t drain_ms_max = 24 * 3'600'000;
 // Runs in one message: some 12 bytes each.
 constexpr int runs_per_message = 1 << 20;
 constexpr std::uint64_t drain_round = 1;  // The only one on these streams.
@@ -35,8 +33,7 @@ Result<std::map<memory::SpaceId, pid_t>> node_pids(capsule::Shell& shell) {
     Result<sys::ProcStatus> status = sys::read_status(pid);
     if (!status.ok() && status.error().code() == Errc::tracee_gone) continue;
     if (!status.ok()) return std::move(status).error();
-    if (!status->ns_tgid.empty())
-      out[static_cast<memory::SpaceId>(status->ns_tgid.back())] = pid;
+    if (!status->ns_tgid.empty()) out[static_cast<memory::SpaceId>(status->ns_tgid.back())] = pid;
   }
   return out;
 }
@@ -89,8 +86,7 @@ Result<void> Server::serve() {
   TRY(connect());
   const std::vector<wire::Missing> missing = TRY(learn_missing());
   Result<capsule::Shell> opened = capsule::Shell::open(env_, id_);
-  Result<void> held =
-      opened.ok() ? hold(*opened, missing) : Result<void>(Error(opened.error()));
+  Result<void> held = opened.ok() ? hold(*opened, missing) : Result<void>(Error(opened.error()));
   // Nobody but a dead init refuses connections. Whatever else fails here may go well next time, and
   // must not end a program.
   const bool gone = !held.ok() && (held.error().code() == Errc::tracee_gone ||
@@ -253,9 +249,15 @@ Result<void> Successor::accept() {
     if (left_ms <= 0) return make_error(Errc::timeout, "the source did not connect");
     transport::Link link = TRY(listener_->accept(left_ms));
     switch (link.kind()) {
-      case transport::LinkKind::control: control_ = std::move(link); break;
-      case transport::LinkKind::urgent: urgent_ = std::move(link); break;
-      case transport::LinkKind::data: data_.push_back(std::move(link)); break;
+      case transport::LinkKind::control:
+        control_ = std::move(link);
+        break;
+      case transport::LinkKind::urgent:
+        urgent_ = std::move(link);
+        break;
+      case transport::LinkKind::data:
+        data_.push_back(std::move(link));
+        break;
     }
   }
   memory::TargetMemory::Keeper keeper = TRY(fault_keeper(env_, id_));
@@ -302,9 +304,8 @@ Result<void> Successor::drain() {
   reporter_.phase("drain");
   memory::PagerStats stats = TRY(memory_->wait_drained(drain_round, drain_ms_max));
   constexpr auto granted = static_cast<std::uint32_t>(TargetState::granted);
-  std::uint32_t stands =
-      TRY(record_->change(Epoch{order_.epoch()},
-                          static_cast<std::uint32_t>(TargetState::draining), granted));
+  std::uint32_t stands = TRY(record_->change(
+      Epoch{order_.epoch()}, static_cast<std::uint32_t>(TargetState::draining), granted));
   INVARIANT(stands == granted, "state={}", stands);
   TRY(memory_->release_pager());
   wire::ToSource reply;

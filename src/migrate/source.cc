@@ -25,6 +25,7 @@
 #include "migrate/eager_pages.h"
 #include "migrate/exec_watches.h"
 #include "migrate/file_identity.h"
+#include "migrate/limits.h"
 #include "migrate/round_policy.h"
 #include "migrate/shell_adapter.h"
 #include "migrate/unknown_registers.h"
@@ -40,7 +41,6 @@
 namespace godwit::migrate {
 namespace {
 
-constexpr std::uint32_t default_streams = 2;
 // How long the target may take for what it does before the freeze. Nothing waits meanwhile but us.
 constexpr std::int64_t prepare_ms_max = 120'000;
 // How long it may take in the freeze before we rather go on here.
@@ -48,9 +48,6 @@ constexpr std::int64_t finish_ms_max = 60'000;
 // After the grant was sent: then the doubt is the daemon's, which asks as long as it takes. (A cut
 // link is noticed sooner.)
 constexpr std::int64_t running_ms_max = 60'000;
-
-// How long we listen for the reason why a target broke off. It cleans up before it tells.
-constexpr std::int64_t last_words_ms_max = 5'000;
 
 constexpr int relay_attempts_max = 3;
 
@@ -482,8 +479,7 @@ Result<RoundDecision> Source::rounds() {
 Result<void> Source::announce() {
   std::uint64_t before = 0;
   for (int time = 0; time < announcements_max; ++time) {
-    const memory::RoundStats stats =
-        TRY(send_round(memory::RoundKind::announce, prepare_ms_max));
+    const memory::RoundStats stats = TRY(send_round(memory::RoundKind::announce, prepare_ms_max));
     const std::uint64_t fresh = stats.pages_pending - std::exchange(before, stats.pages_pending);
     if (fresh <= announced_pages_few) break;
   }

@@ -17,6 +17,7 @@
 #include "migrate/fault_keeper.h"
 #include "migrate/file_identity.h"
 #include "migrate/memory_room.h"
+#include "migrate/limits.h"
 #include "migrate/shell_adapter.h"
 #include "restore/restorer.h"
 #include "sys/cpuid.h"
@@ -29,15 +30,8 @@
 namespace godwit::migrate {
 namespace {
 
-// The source connects at once; a stranger can't, for want of the token.
-constexpr std::int64_t connect_ms_max = 60'000;
-// Between two messages before the freeze: a round of a large capsule over a slow link.
-constexpr std::int64_t message_ms_max = 3'600'000;
+// Between two messages, and for a round: of a large capsule over a slow link.
 constexpr std::int64_t round_ms_max = 3'600'000;
-constexpr std::int64_t drain_ms_max = 24 * 3'600'000;
-constexpr std::uint32_t default_streams = 2;
-// How long a target that can't go on waits for a source to tell it why.
-constexpr std::int64_t last_words_ms_max = 5'000;
 
 class Target {
  public:
@@ -232,7 +226,7 @@ Result<void> Target::build() {
   reporter_.phase("build");
   while (!running_) {
     wire::ToTarget message;
-    TRY(control_.receive(message, message_ms_max).with("source"));
+    TRY(control_.receive(message, round_ms_max).with("source"));
     switch (message.message_case()) {
       case wire::ToTarget::kClockProbe:
         TRY(on_clock_probe());

@@ -19,9 +19,6 @@ namespace {
 // Flags that mean something at open only; F_GETFL of an O_TMPFILE file shows O_TMPFILE.
 constexpr int creation_flags = O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY;
 
-constexpr int kernel_largefile =
-    0100000;  // O_LARGEFILE is 0 for 64-bit programs, but not in F_GETFL.
-
 bool is_controlling_tty(const image::OpenFile& file) {
   return file.kind() == image::OpenFile::DEVICE && file.ref().path() == "/dev/tty";
 }

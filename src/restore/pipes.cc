@@ -9,13 +9,7 @@
 namespace godwit::restore {
 namespace {
 
-// 0 for programs of 64 bits, but the kernel shows it in F_GETFL of whatever was opened by a path,
-// and not of what pipe2(2) made.
-constexpr unsigned kernel_largefile = 0100000;
-
-std::string proc_fd(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
-
-Result<UniqueFd> open_writer(int pipe) { return open_fd(proc_fd(pipe), O_WRONLY | O_NONBLOCK); }
+Result<UniqueFd> open_writer(int pipe) { return open_fd(own_fd_path(pipe), O_WRONLY | O_NONBLOCK); }
 
 Result<void> put(int writer, const std::string& data, bool packet) {
   const int flags = O_NONBLOCK | (packet ? O_DIRECT : 0);
@@ -68,7 +62,7 @@ Result<Pipes::Pipe> Pipes::make(const image::Pipe& pipe, const image::FileRef* f
     int ends[2];
     if (::pipe2(ends, O_CLOEXEC) != 0) return os_error("pipe2");
     made.reader.reset(ends[0]), made.writer.reset(ends[1]);
-    made.way = TRY(open_fd(proc_fd(ends[0]), O_RDWR | O_NONBLOCK));
+    made.way = TRY(open_fd(own_fd_path(ends[0]), O_RDWR | O_NONBLOCK));
     // Whoever opens /proc/PID/fd/N needs permission as for a file.
     if (::fchown(ends[0], pipe.uid(), pipe.gid()) != 0)
       return os_error(fmt::format("fchown({}, {})", pipe.uid(), pipe.gid()));
@@ -106,11 +100,11 @@ Result<UniqueFd> Pipes::open(const image::OpenFile& file) {
   if (pipe == pipes_.end())
     return make_error(Errc::invalid, "the image has no pipe {}", file.pipe());
   const unsigned access = file.flags() & O_ACCMODE;
-  if ((file.flags() & kernel_largefile) == 0) {
+  if ((static_cast<int>(file.flags()) & kernel_largefile) == 0) {
     UniqueFd& original = access == O_RDONLY ? pipe->second.reader : pipe->second.writer;
     if (original.valid()) return std::move(original);
   }
-  return open_fd(proc_fd(pipe->second.way.get()), static_cast<int>(access) | O_NONBLOCK);
+  return open_fd(own_fd_path(pipe->second.way.get()), static_cast<int>(access) | O_NONBLOCK);
 }
 
 }  // namespace godwit::restore

@@ -46,8 +46,6 @@ Result<Place> place_of(int root_fd, const std::string& path) {
   return Place{std::move(parent), path.substr(slash + 1)};
 }
 
-std::string proc_fd(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
-
 // The object behind a MAP_SHARED | MAP_ANONYMOUS mapping, as a descriptor: what /proc/PID/maps
 // calls
 // "/dev/zero (deleted)". A memfd would do as well but would show another name.
@@ -159,7 +157,7 @@ Result<UniqueFd> PrivateFiles::make_at_path(const image::PrivateFile& file) {
   const char* leaf = place.leaf.c_str();
   if (file.nlink_of() != 0) {
     int target = TRY(content_fd(file.nlink_of()));
-    if (linkat(AT_FDCWD, proc_fd(target).c_str(), parent, leaf, AT_SYMLINK_FOLLOW) != 0) {
+    if (linkat(AT_FDCWD, own_fd_path(target).c_str(), parent, leaf, AT_SYMLINK_FOLLOW) != 0) {
       return os_error(fmt::format("linkat({})", file.path()));
     }
     return duplicate(target);
@@ -286,7 +284,7 @@ Result<void> PrivateFiles::finish_one(const Entry& entry, const image::PrivateFi
     return os_error(fmt::format("ftruncate({})", file.size()));
   }
   // By /proc/self/fd, since fchmod and futimens refuse O_PATH descriptors.
-  std::string path = proc_fd(fd);
+  std::string path = own_fd_path(fd);
   if ((now.st_uid != file.uid() || now.st_gid != file.gid()) &&
       fchownat(fd, "", file.uid(), file.gid(), AT_EMPTY_PATH) != 0) {
     return os_error(fmt::format("fchownat({}, {})", file.uid(), file.gid()));
@@ -321,7 +319,7 @@ Result<int> PrivateFiles::content_fd(std::uint32_t id) const {
 
 Result<UniqueFd> PrivateFiles::reopen(std::uint32_t id, int flags) const {
   int fd = TRY(content_fd(id));
-  return open_fd(proc_fd(fd), flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_NOFOLLOW));
+  return open_fd(own_fd_path(fd), flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_NOFOLLOW));
 }
 
 }  // namespace godwit::restore

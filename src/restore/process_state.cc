@@ -27,7 +27,6 @@ constexpr std::uint64_t pr_timer_create_restore_ids = 77;  // From 6.16.
 constexpr int timer_ids_walked_max =
     100'000;  // Without it: created and deleted up to the id wanted.
 constexpr int signals = 64;
-constexpr std::int64_t second_ns = 1'000'000'000;
 
 std::uint64_t u(std::int64_t n) { return static_cast<std::uint64_t>(n); }
 
@@ -123,8 +122,7 @@ void add_interval_timers(Batch& b, const image::Process& process, std::int64_t f
     // An expired one starts again when its signal is taken. Here it expires once more; a second
     // SIGALRM isn't queued beside the first. One whose SIGALRM was ignored stands still.
     if (t.which() == ITIMER_REAL && value_us == 0 && !waits(process, SIGALRM)) continue;
-    if (t.which() == ITIMER_REAL)
-      value_us = std::max<std::int64_t>(1, value_us - frozen_ns / 1000);
+    if (t.which() == ITIMER_REAL) value_us = std::max<std::int64_t>(1, value_us - frozen_ns / 1000);
     itimerval value{{t.interval_us() / 1'000'000, t.interval_us() % 1'000'000},
                     {value_us / 1'000'000, value_us % 1'000'000}};
     b.call(SYS_setitimer, "setitimer", {u(t.which()), b.put_value(value), 0});

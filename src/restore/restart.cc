@@ -13,8 +13,6 @@
 namespace godwit::restore {
 namespace {
 
-constexpr std::int64_t second_ns = 1'000'000'000;
-constexpr std::int64_t stop_limit_us = 10'000'000;
 constexpr int places_max = 16;  // Capture needs the rest of the zeros for its code.
 constexpr std::uint64_t place_gap = 64;
 constexpr int system_call_bytes = 2;  // syscall is 0f 05.
@@ -142,7 +140,7 @@ Result<void> Restarter::enter_call(const Item& item, unsigned lane) {
 }
 
 Result<void> Restarter::interrupt_call(const Item& item) {
-  sys::Stop entry = TRY(sys::wait_stop(item.node_tid, stop_limit_us));
+  sys::Stop entry = TRY(sys::wait_stop(item.node_tid, sys::stop_limit_us));
   if (entry.exited()) return make_error(Errc::tracee_gone, "thread {} ended", item.thread->tid());
   if (!entry.at_syscall()) {
     return make_error(Errc::internal, "thread {}: status {:#x} before its interrupted call",
@@ -155,7 +153,7 @@ Result<void> Restarter::interrupt_call(const Item& item) {
 
 Result<void> Restarter::take_result(Item& item) {
   const image::Thread& thread = *item.thread;
-  sys::Stop after = TRY(sys::wait_stop(item.node_tid, stop_limit_us));
+  sys::Stop after = TRY(sys::wait_stop(item.node_tid, sys::stop_limit_us));
   if (after.exited()) return make_error(Errc::tracee_gone, "thread {} ended", thread.tid());
   sys::Regs now = TRY(sys::ptrace_get_regs(item.node_tid));
   auto result = static_cast<std::int64_t>(now.rax);

@@ -393,8 +393,7 @@ Result<void> Restorer::Impl::set_contexts(const image::Process& image) {
     TRY(sys::ptrace_set_xstate(tid, t.xstate()).with(fmt::format("thread {}", t.tid())));
     TRY(sys::ptrace_set_regs(tid, process->regs[static_cast<std::size_t>(i)])
             .with(fmt::format("thread {}", t.tid())));
-    TRY(sys::ptrace_set_sigmask(
-        tid, (t.sigmask)()));  // Parentheses: <signal.h> has a macro of this name.
+    TRY(sys::ptrace_set_sigmask(tid, t.signal_mask()));
   }
   return {};
 }

@@ -29,7 +29,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
-#include "restore/test_support.h"
+#include "restore/moved_program.h"
 
 namespace godwit::restore {
 namespace {
@@ -42,36 +42,10 @@ class RestorerTest : public testing::Test {
   }
 };
 
-#define CHECK_HERE(condition)                                              \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      dprintf(2, "line %d: %s (errno %d)\n", __LINE__, #condition, errno); \
-      _exit(1);                                                            \
-    }                                                                      \
-  } while (false)
-
 void print_times(const char* what, const Moved& m) {
   printf("%s: prepare %ld us, finish %ld us, seal %ld us, start %ld us\n", what,
          static_cast<long>(m.prepare_us), static_cast<long>(m.finish_us),
          static_cast<long>(m.seal_us), static_cast<long>(m.start_us));
-}
-
-// Tells the test that the program is ready, then waits in read(2) until it has been moved.
-void be_moved() {
-  char byte = 'r';
-  CHECK_HERE(write(1, &byte, 1) == 1);
-  CHECK_HERE(read(0, &byte, 1) == 1);
-}
-
-void finishes_well(Moved& m) {
-  // What it writes to stderr comes to the same pipe as stdout.
-  auto status = m.target->wait_child(program_pid);
-  ASSERT_TRUE(status.ok()) << status.error().what();
-  if (WIFEXITED(*status) && WEXITSTATUS(*status) == 0) return;
-  fcntl(m.target->stdout_fd(), F_SETFL, O_NONBLOCK);
-  char text[1000] = {};
-  (void)!read(m.target->stdout_fd(), text, sizeof text - 1);
-  ADD_FAILURE() << "wait status " << std::hex << *status << ": " << text;
 }
 
 #define MOVE(moved, ...)                                             \

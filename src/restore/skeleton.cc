@@ -25,7 +25,6 @@ constexpr std::uint64_t task_size =
     0x7ffffffff000;  // Nothing is above it without an explicit hint.
 constexpr std::uint64_t code_bytes_mapped = 4096;
 constexpr std::uint64_t own_bytes = code_bytes_mapped + Arena::bytes;
-constexpr std::int64_t stop_limit_us = 10'000'000;
 constexpr std::int64_t reap_limit_us = 200'000;
 constexpr std::size_t fds_per_message = 200;  // SCM_MAX_FD is 253.
 constexpr unsigned long seize_options =
@@ -34,7 +33,7 @@ constexpr unsigned long seize_options =
 constexpr std::uint64_t injection_mask = ~(1ull << (SIGTRAP - 1));
 
 Result<sys::Stop> wait_stopped(pid_t tid, const char* when) {
-  sys::Stop stop = TRY(sys::wait_stop(tid, stop_limit_us).with(when));
+  sys::Stop stop = TRY(sys::wait_stop(tid, sys::stop_limit_us).with(when));
   if (stop.exited()) {
     return make_error(Errc::tracee_gone, "{}: skeleton thread {} ended (status {:#x})", when, tid,
                       stop.status);
@@ -422,7 +421,7 @@ Result<void> Skeleton::end_thread(const Thread& thread) {
   Batch b = batch(1);
   b.call(SYS_exit, "exit", {0});
   TRY(b.start(thread.node_tid));
-  sys::Stop stop = TRY(sys::wait_stop(thread.node_tid, stop_limit_us).with("ending a thread"));
+  sys::Stop stop = TRY(sys::wait_stop(thread.node_tid, sys::stop_limit_us).with("ending a thread"));
   if (!stop.exited()) {
     return make_error(Errc::internal, "skeleton thread {} didn't exit (status {:#x})", thread.tid,
                       stop.status);

@@ -17,7 +17,6 @@ namespace godwit::restore {
 namespace {
 
 constexpr std::uint32_t image_version = 1;
-constexpr std::size_t siginfo_bytes = 128;
 // Numbers of files are indexes (map_plan.h). More mappings than this, each of a file of its own, no
 // kernel allows by default.
 constexpr std::uint32_t file_id_max = 1 << 20;

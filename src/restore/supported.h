@@ -4,10 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "image/image.pb.h"
 #include "base/result.h"
+#include "image/image.pb.h"
 
 namespace godwit::restore {
+
+constexpr std::size_t siginfo_bytes = 128;  // Of each signal in an image.
 
 // All reasons against, in words. `final`: the image of the freeze; before it, what is read late
 // (registers, credentials...) may be missing.

@@ -30,7 +30,6 @@ namespace godwit::restore {
 namespace {
 
 constexpr int wait_ms = 30'000;
-constexpr std::int64_t hour_ns = 3'600'000'000'000;
 
 struct Ask {
   char what;
@@ -255,7 +254,7 @@ Result<UniqueFd> TestShell::set_clocks(std::int64_t monotonic_delta_ns,
 
 Result<UniqueFd> TestShell::stdio(std::uint32_t index, bool) {
   int fd = index == 0 ? stdin_[0].get() : stdout_[1].get();
-  return open_fd(fmt::format("/proc/self/fd/{}", fd), index == 0 ? O_RDONLY : O_WRONLY);
+  return open_fd(own_fd_path(fd), index == 0 ? O_RDONLY : O_WRONLY);
 }
 
 Result<UniqueFd> TestShell::root() {
@@ -336,7 +335,7 @@ Result<void> StoppedProgram::describe_threads(image::Process& p) {
     sys::StoppedThread stopped{tid, t.tid(), TRY(sys::ptrace_get_regs(tid))};
     const sys::Regs original = stopped.regs;
     t.set_xstate(TRY(sys::ptrace_get_xstate(tid)));
-    (t.set_sigmask)(TRY(sys::ptrace_get_sigmask(tid)));
+    t.set_signal_mask(TRY(sys::ptrace_get_sigmask(tid)));
     for (const siginfo_t& info : TRY(sys::ptrace_peek_siginfo(tid, false)))
       t.add_pending(&info, 128);
     sys::RseqConfig rseq = TRY(sys::ptrace_get_rseq(tid));
@@ -632,53 +631,6 @@ Result<void> StoppedProgram::copy_content(const image::Capsule& image, Restorer&
     }
   }
   return {};
-}
-
-Result<void> wait_until_asleep(pid_t pid) {
-  constexpr int looks = 100'000;
-  for (int i = 0; i < looks; ++i) {
-    sys::ProcSyscall call = TRY(sys::read_syscall(pid, pid));
-    if (!call.running && call.nr >= 0 && call.nr != SYS_write) return {};
-    sched_yield();
-  }
-  return make_error(Errc::timeout, "process {} doesn't wait in a system call", pid);
-}
-
-Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change,
-                           const Start& start) {
-  Moved m;
-  m.source = TRY(TestShell::create(program));
-  // Other clocks than here: what the program sees must go on.
-  TRY(m.source->set_clocks(2 * hour_ns, hour_ns));
-  pid_t running = TRY(m.source->spawn(program_pid));
-  m.target = TRY(TestShell::create());
-  TRY(m.source->read_byte().with("waiting until the program is ready"));
-  TRY(wait_until_asleep(running));
-  StoppedProgram stopped = TRY(StoppedProgram::stop(running, program_pid));
-  m.image = TRY(stopped.describe());
-  m.image.mutable_clocks()->set_monotonic_ns(m.image.clocks().monotonic_ns() + 2 * hour_ns);
-  m.image.mutable_clocks()->set_boottime_ns(m.image.clocks().boottime_ns() + hour_ns);
-  std::int64_t stopped_at = monotonic_ns();
-  if (change) change(m.image);
-  m.restorer = std::make_unique<Restorer>(TRY(Restorer::create(*m.target)));
-  TRY(m.restorer->align_clocks(2 * hour_ns, hour_ns));
-  std::int64_t at = monotonic_us();
-  auto lap = [&](std::int64_t& us) { us = std::exchange(at, monotonic_us()), us = at - us; };
-  TRY(m.restorer->prepare(m.image));
-  lap(m.prepare_us);
-  TRY(m.restorer->prepare_final(m.image));
-  TRY(stopped.copy_content(m.image, *m.restorer));
-  at = monotonic_us();
-  TRY(m.restorer->finish(m.image, monotonic_ns() - stopped_at));
-  lap(m.finish_us);
-  m.node_pid = m.restorer->processes()[0].second;
-  TRY(m.restorer->seal());
-  lap(m.seal_us);
-  m.source->kill_init();
-  at = monotonic_us();
-  TRY(start ? start(m) : m.restorer->start());
-  lap(m.start_us);
-  return m;
 }
 
 }  // namespace godwit::restore

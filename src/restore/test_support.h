@@ -95,24 +95,4 @@ class StoppedProgram {
   std::map<std::uint64_t, std::uint32_t> by_inode_;  // To PrivateFile id.
 };
 
-// Everything above in one go: runs `program`, waits until it has written a byte, stops it, lets the
-// caller change the image, restores it in a second shell, kills the first, starts it there.
-struct Moved {
-  std::unique_ptr<TestShell> source, target;
-  std::unique_ptr<Restorer> restorer;  // Finished, sealed and started.
-  image::Capsule image;
-  pid_t node_pid = 0;
-  std::int64_t prepare_us = 0, finish_us = 0, seal_us = 0, start_us = 0;
-};
-using ChangeImage = std::function<void(image::Capsule&)>;
-// `start`: instead of the restorer's.
-using Start = std::function<Result<void>(Moved&)>;
-Result<Moved> move_program(const std::function<int()>& program, const ChangeImage& change = {},
-                           const Start& start = {});
-
-// Ready is not enough: the program must wait in the call that the test is about.
-Result<void> wait_until_asleep(pid_t node_pid);
-
-inline constexpr pid_t program_pid = 50;
-
 }  // namespace godwit::restore

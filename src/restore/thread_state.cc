@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "restore/supported.h"
 #include "sys/sched_attr.h"
 
 namespace godwit::restore {
@@ -24,7 +25,6 @@ namespace {
 constexpr std::uint64_t arch_set_cpuid = 0x1012;
 constexpr std::uint64_t pr_set_io_flusher = 57;
 constexpr std::uint64_t mce_kill_default = 2;  // PR_MCE_KILL_DEFAULT
-constexpr std::uint64_t siginfo_bytes = 128;
 constexpr unsigned ss_autodisarm = 1u << 31;
 constexpr unsigned ss_disable = 2;
 

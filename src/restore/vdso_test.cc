@@ -1,7 +1,5 @@
 // Programs that come from a kernel with another vdso: here this kernel's own, with another build
 // id.
-#include "restore/test_support.h"  // First: <signal.h> has a macro named as a field of the image.
-
 #include <elf.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -16,6 +14,7 @@
 #include <fstream>
 
 #include "base/io.h"
+#include "restore/moved_program.h"
 #include "sys/vdso.h"
 
 namespace godwit::restore {
@@ -28,30 +27,6 @@ class ForeignVdso : public testing::Test {
     if (!why.empty()) GTEST_SKIP() << why;
   }
 };
-
-#define CHECK_HERE(condition)                                              \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      dprintf(2, "line %d: %s (errno %d)\n", __LINE__, #condition, errno); \
-      _exit(1);                                                            \
-    }                                                                      \
-  } while (false)
-
-void be_moved() {
-  char byte = 'r';
-  CHECK_HERE(write(1, &byte, 1) == 1);
-  CHECK_HERE(read(0, &byte, 1) == 1);
-}
-
-void finishes_well(Moved& m) {
-  auto status = m.target->wait_child(program_pid);
-  ASSERT_TRUE(status.ok()) << status.error().what();
-  if (WIFEXITED(*status) && WEXITSTATUS(*status) == 0) return;
-  fcntl(m.target->stdout_fd(), F_SETFL, O_NONBLOCK);
-  char text[1000] = {};
-  (void)!read(m.target->stdout_fd(), text, sizeof text - 1);
-  ADD_FAILURE() << "wait status " << std::hex << *status << ": " << text;
-}
 
 std::uint64_t vdso_in_maps() {
   std::ifstream maps("/proc/self/maps");

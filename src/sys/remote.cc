@@ -66,8 +66,6 @@ using namespace remote_code;
 
 namespace {
 
-constexpr std::int64_t stop_limit_us =
-    20'000'000;                   // A batch has no call that sleeps; a loaded machine does.
 constexpr int signals_max = 256;  // Signals delivered while one injection is tried.
 constexpr int settle_rounds_max = 10'000;
 // To bring a thread back after a failed call. What fails so often in a row fails for good.

@@ -54,7 +54,6 @@ constexpr std::uint64_t fresh_cycles = 20'000;  // Some 5 to 10 us.
 constexpr std::int64_t first_slice_us = 20;     // A call takes one or two; a wake-up more.
 constexpr std::int64_t slice_max_us = 2'000;
 constexpr int slices_max = 20'000;
-constexpr std::int64_t stop_limit_us = 20'000'000;
 constexpr int attempts_max = 5;
 constexpr std::uint64_t pause_mark = 1;  // In args[0] of an entry that only stops the batch.
 

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "sys/cpuid.h"
 #include "sys/proc.h"
+#include "sys/tracee_error.h"
 
 namespace godwit::sys {
 namespace {
@@ -24,19 +25,12 @@ constexpr std::int64_t spin_us = 2'000;
 constexpr std::int64_t doubt_us = 5'000;  // Between two looks at whether it lives at all.
 constexpr long sleep_between_looks_ns = 100'000;
 
-Error failed(const char* request, pid_t tid) {
-  int saved = errno;
-  Error error = os_error(fmt::format("{}(tid={})", request, tid), saved);
-  if (saved != ESRCH) return error;
-  return Error(Errc::tracee_gone, error.what(), saved);
-}
-
 long request(int what, pid_t tid, unsigned long addr, unsigned long data) {
   return ::ptrace(static_cast<__ptrace_request>(what), tid, addr, data);
 }
 
 Result<void> simple(int what, const char* name, pid_t tid, unsigned long addr, unsigned long data) {
-  if (request(what, tid, addr, data) < 0) return failed(name, tid);
+  if (request(what, tid, addr, data) < 0) return tracee_error(name, tid);
   return {};
 }
 
@@ -122,7 +116,7 @@ Result<std::vector<siginfo_t>> ptrace_peek_siginfo(pid_t tid, bool shared) {
     args.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0;
     args.nr = at_once;
     long n = request(PTRACE_PEEKSIGINFO, tid, as_word(&args), as_word(chunk));
-    if (n < 0) return failed("PTRACE_PEEKSIGINFO", tid);
+    if (n < 0) return tracee_error("PTRACE_PEEKSIGINFO", tid);
     queue.insert(queue.end(), chunk, chunk + n);
     if (n < at_once) return queue;
   }
@@ -134,23 +128,23 @@ Result<RseqConfig> ptrace_get_rseq(pid_t tid) {
     std::uint32_t size, signature, flags, pad;
   } raw{};
   long n = request(request_get_rseq_configuration, tid, sizeof raw, as_word(&raw));
-  if (n < 0) return failed("PTRACE_GET_RSEQ_CONFIGURATION", tid);
+  if (n < 0) return tracee_error("PTRACE_GET_RSEQ_CONFIGURATION", tid);
   return RseqConfig{raw.pointer, raw.size, raw.signature, raw.flags};
 }
 
 Result<std::optional<SeccompProgram>> ptrace_get_seccomp(pid_t tid, unsigned index) {
   long count = request(PTRACE_SECCOMP_GET_FILTER, tid, index, 0);
   if (count < 0 && (errno == ENOENT || errno == EINVAL)) return std::optional<SeccompProgram>();
-  if (count < 0) return failed("PTRACE_SECCOMP_GET_FILTER", tid);
+  if (count < 0) return tracee_error("PTRACE_SECCOMP_GET_FILTER", tid);
   SeccompProgram program;
   program.instructions.resize(static_cast<std::size_t>(count));
   if (request(PTRACE_SECCOMP_GET_FILTER, tid, index, as_word(program.instructions.data())) < 0)
-    return failed("PTRACE_SECCOMP_GET_FILTER", tid);
+    return tracee_error("PTRACE_SECCOMP_GET_FILTER", tid);
   struct {
     std::uint64_t filter_off, flags;
   } metadata{index, 0};
   if (request(PTRACE_SECCOMP_GET_METADATA, tid, sizeof metadata, as_word(&metadata)) < 0)
-    return failed("PTRACE_SECCOMP_GET_METADATA", tid);
+    return tracee_error("PTRACE_SECCOMP_GET_METADATA", tid);
   program.flags = metadata.flags;
   return std::optional<SeccompProgram>(std::move(program));
 }
@@ -163,7 +157,7 @@ Result<bool> ptrace_syscall_dispatch(pid_t tid) {
     return raw.mode != 0;
   // Before 6.4 there is no such request, and no way to know: those kernels are told to trust.
   if (errno == EIO || errno == EINVAL) return false;
-  return failed("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", tid);
+  return tracee_error("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", tid);
 }
 
 bool Stop::exited() const { return WIFEXITED(status) || WIFSIGNALED(status); }

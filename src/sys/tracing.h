@@ -80,6 +80,8 @@ struct Stop {
 
 // Waits for one thread, at most `limit_us`. Spins (yielding) for a short while first, since a stop
 // takes microseconds, then sleeps between looks: waitpid itself has no time limit.
+// For a thread that was told to stop, or to make calls of which none sleeps: a loaded machine does.
+constexpr std::int64_t stop_limit_us = 20'000'000;
 Result<Stop> wait_stop(pid_t tid, std::int64_t limit_us);
 
 // For use after a failed call, when it isn't known what the thread does: the stop in which it is,

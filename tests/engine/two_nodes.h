@@ -3,13 +3,12 @@
 // a chosen moment, and say what exactly is left.
 #pragma once
 
-#include "image/image.pb.h"  // Before <signal.h>, which defines a macro sigmask.
-
 #include <filesystem>
 #include <functional>
 #include <string>
 
 #include "capsule/test_node.h"
+#include "image/image.pb.h"
 #include "daemon/worker.h"
 #include "migrate/commit_record.h"
 #include "transport/link.h"
