@@ -481,6 +481,33 @@ TEST(Preflight, ThreadsOnTheirWayOutAreNoReason) {
   }
 }
 
+TEST(Preflight, AProtectionKeyWithoutAMappingIsAReasonAndExecuteOnlyMemoryIsNone) {
+  SKIP_WITHOUT_TREES();
+  const int key = ::pkey_alloc(0, 0);
+  if (key < 0) GTEST_SKIP() << "no protection keys here: errno " << errno;
+  ASSERT_EQ(::pkey_free(key), 0);
+  for (const bool with_key : {false, true}) {
+    Result<TestTree> tree = TestTree::start_function([=](TestTree::Ready ready) {
+      ::mmap(nullptr, 4096, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (with_key && ::pkey_alloc(0, 0) < 0) ::_exit(1);
+      ready();
+      while (true) ::pause();
+    });
+    ASSERT_TRUE(tree.ok()) << tree.error().what();
+    Result<std::vector<std::string>> outside = preflight(tree->ref());
+    ASSERT_TRUE(outside.ok()) << outside.error().what();
+    EXPECT_TRUE(outside->empty()) << (*outside)[0];
+    std::vector<sys::InterruptedSleep> sleeps;
+    Result<std::vector<std::string>> inside = preflight_inside(tree->ref(), sleeps, nullptr);
+    ASSERT_TRUE(inside.ok()) << inside.error().what();
+    EXPECT_EQ(inside->size(), with_key ? 1u : 0u);
+    if (!inside->empty()) {
+      EXPECT_NE((*inside)[0].find("has 1 protection key (pkey_alloc)"), std::string::npos)
+          << (*inside)[0];
+    }
+  }
+}
+
 TEST(Preflight, NamesEveryReason) {
   SKIP_WITHOUT_TREES();
   Result<TestTree> tree = TestTree::start_function([](TestTree::Ready ready) {

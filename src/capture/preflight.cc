@@ -23,6 +23,7 @@
 #include "capture/preflight_ipc.h"
 #include "sys/pagemap.h"
 #include "sys/pidfd.h"
+#include "sys/protection_keys.h"
 #include "sys/thread_attr.h"
 
 namespace godwit::capture {
@@ -144,7 +145,10 @@ void check_mapping(const sys::SmapsEntry& entry, pid_t inside, Reasons& reasons)
   if (entry.has("ss")) refuse("is a shadow stack");
   if (entry.has("um") || entry.has("uw") || entry.has("ui"))
     refuse("is registered with a userfaultfd");
-  if (entry.protection_key != 0) refuse("has a protection key, which can't move yet");
+  const std::uint32_t prot =
+      (map.read ? PROT_READ : 0) | (map.write ? PROT_WRITE : 0) | (map.exec ? PROT_EXEC : 0);
+  if (entry.protection_key != 0 && !sys::is_execute_only_key(entry.protection_key, prot))
+    refuse("has a protection key, which can't move yet");
 }
 
 // No area of their own shows them, only the page tables.

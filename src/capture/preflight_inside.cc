@@ -28,19 +28,23 @@
 #include <linux/landlock.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <list>
 #include <optional>
 
+#include "base/ids.h"
 #include "base/io.h"
 #include "sys/kernel_features.h"
 #include "sys/namespaces.h"
 #include "sys/pidfd.h"
+#include "sys/protection_keys.h"
 
 namespace godwit::capture {
 namespace {
@@ -220,6 +224,30 @@ class KernelQuestions {
   std::size_t mdwe_, memory_merge_;
 };
 
+// Keys of the process that no mapping need have. A key it has is accepted, and then there is no
+// mapping at an address of the kernel's; one it hasn't, or that of execute-only memory, is invalid.
+class ProtectionKeyQuestions {
+ public:
+  explicit ProtectionKeyQuestions(sys::RemoteBatch& batch) : batch_(batch) {
+    constexpr std::uint64_t never_mapped = 0xffff'8000'0000'0000;
+    for (std::uint32_t key = 1; key < sys::protection_keys_max; ++key)
+      asked_.push_back(batch.call(SYS_pkey_mprotect, never_mapped, page_bytes, PROT_NONE, key));
+  }
+
+  void answer(const std::string& whose, std::vector<std::string>& reasons) const {
+    const auto allocated = std::count_if(asked_.begin(), asked_.end(), [&](std::size_t index) {
+      return batch_.result(index) == -ENOMEM;
+    });
+    if (allocated > 0)
+      reasons.push_back(fmt::format("{} has {} protection {} (pkey_alloc), which can't move yet",
+                                    whose, allocated, allocated == 1 ? "key" : "keys"));
+  }
+
+ private:
+  sys::RemoteBatch& batch_;
+  std::vector<std::size_t> asked_;
+};
+
 Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses,
                   std::vector<std::string>& reasons, std::uint64_t& kernel_needs) {
   const std::string whose = fmt::format("process {}", process.pid_inside);
@@ -232,14 +260,17 @@ Result<void> look(FrozenTree& tree, FrozenProcess& process, Witnesses& witnesses
     const RemoteAddr xcomp = batch.space(sizeof(std::uint64_t)), ldt = batch.space(64);
     std::size_t has_ldt = 0;
     std::optional<KernelQuestions> kernel;
+    std::optional<ProtectionKeyQuestions> protection_keys;
     if (first) {
       kernel.emplace(batch);
+      protection_keys.emplace(batch);
       batch.call(SYS_arch_prctl, arch_get_xcomp_perm, xcomp);
       has_ldt = batch.call(SYS_modify_ldt, 0, ldt, 64);
     }
     TRY(remote->run(thread, batch));
     questions.answer(fmt::format("thread {} of {}", thread.tid_inside, whose), reasons);
     if (kernel) kernel_needs |= kernel->answer();
+    if (protection_keys) protection_keys->answer(whose, reasons);
     if (TRY(sys::ptrace_get_rseq(thread.tid)).size > sys::rseq_bytes_always)
       kernel_needs |= sys::kernel_large_rseq;
     if (TRY(sys::ptrace_syscall_dispatch(thread.tid)))

@@ -160,9 +160,10 @@ int migrate_command(const Options& options) {
   }
   sink.clear();
   if (!sink.result) {
-    return fail(options, done.ok()
-                             ? make_error(Errc::peer_lost, "no result came; see `godwit history`")
-                             : done.error());
+    const char* hint = "no result came; what became of it: `godwit ps`, `godwit history`";
+    if (done.ok()) return fail(options, make_error(Errc::peer_lost, "{}", hint));
+    if (done.error().code() != Errc::peer_lost) return fail(options, done.error());
+    return fail(options, std::move(done).error().with(hint));
   }
   if (options.json)
     print_json(to_json(*sink.result));

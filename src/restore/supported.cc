@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "sys/kernel_features.h"
+#include "sys/protection_keys.h"
 
 namespace godwit::restore {
 namespace {
@@ -110,7 +111,7 @@ void check_vmas(const image::Mm& mm, std::vector<std::string>& reasons) {
     if (v.start() >= v.end() || v.start() < end || ((v.start() | v.end()) & 4095) != 0)
       bad("out of order");
     end = v.end();
-    if (v.pkey() != 0) bad("a protection key");
+    if (v.pkey() != 0 && !sys::is_execute_only_key(v.pkey(), v.prot())) bad("a protection key");
     if ((v.flags() & image::VMA_SEALED) != 0) bad("mseal");
     if (v.kind() == image::Vma::SHARED_ANON && v.shmem() == 0)
       bad("shared memory without an object");

@@ -165,12 +165,12 @@ def settled(witness):
 
 
 class Migration:
-    """`godwit migrate` in the background."""
+    """`godwit migrate` in the background; `ask`: of this node's daemon, not of any."""
 
-    def __init__(self, witness, target, mode):
+    def __init__(self, witness, target, mode, ask=None):
         cluster = witness.cluster
         self.child = subprocess.Popen(
-            [cluster.godwit, "migrate", witness.name, target, "--mode", mode, "--json"],
+            [cluster.godwit, *(["--node", ask] if ask else []), "migrate", witness.name, target, "--mode", mode, "--json"],
             env=cluster.env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE)
 

@@ -122,7 +122,8 @@ class Doubt:
         daemons = [daemon(cluster, self.source), daemon(cluster, self.target)]
         given_up = lambda: record_state(daemons[0], f"run/godwit/journal/{capsule['id']}") == GIVEN_UP
         grant = f"var/lib/godwit/grants/{capsule['id']}"
-        self.migration = Migration(witness, self.target, mode)
+        # Behind the cut nobody could tell how it went on.
+        self.migration = Migration(witness, self.target, mode, ask=self.source)
         workers = wait_until(lambda: processes(cluster, self.target, "godwit-worker"), "target's worker")
         while self.migration.running():
             if given_up():
