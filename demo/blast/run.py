@@ -94,7 +94,7 @@ class Godwit:
         return {**os.environ, "GODWIT_SOCKET": self.sockets[node]}
 
     def run(self, node, name, argv, out):
-        return subprocess.Popen([self.program, "run", "--name", name, "--", *argv],
+        return subprocess.Popen([self.program, "run", "--name", name, "--cwd", "/", "--", *argv],
                                 stdin=subprocess.DEVNULL, stdout=out, env=self.environment(node))
 
     def migrate(self, capsule, source, target, mode):
