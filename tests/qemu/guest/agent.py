@@ -9,20 +9,27 @@ Commands run side by side. The first line says that the machine is up.
 import json
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import threading
 import time
 
 PORT_NAME = "org.godwit.test"
+PORT_LIMIT_S = 600
 
 
 def open_port():
+    """The driver learns the ports' names by messages, some time after it was loaded."""
     subprocess.run(["modprobe", "virtio_console"], check=True)
-    for name in pathlib.Path("/sys/class/virtio-ports").glob("*/name"):
-        if name.read_text().strip() == PORT_NAME:
-            return os.open(f"/dev/{name.parent.name}", os.O_RDWR)
-    raise SystemExit(f"no virtio port {PORT_NAME}")
+    deadline = time.monotonic() + PORT_LIMIT_S
+    while time.monotonic() < deadline:
+        for name in pathlib.Path("/sys/class/virtio-ports").glob("*/name"):
+            device = pathlib.Path("/dev", name.parent.name)
+            if name.read_text(encoding="ascii").strip() == PORT_NAME and device.exists():
+                return os.open(device, os.O_RDWR)
+        select.select([], [], [], 0.05)
+    raise SystemExit(f"no virtio port {PORT_NAME} within {PORT_LIMIT_S} s")
 
 
 class Agent:
