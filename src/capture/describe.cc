@@ -102,6 +102,7 @@ const image::Process* find_process(const image::Capsule* capsule, pid_t pid_insi
 Result<void> describe_clocks(pid_t pid, image::Clocks& clocks) {
   clocks.set_realtime_ns(realtime_ns());
   clocks.set_monotonic_ns(monotonic_ns());
+  clocks.set_raw_ahead_ns(monotonic_raw_ns() - clocks.monotonic_ns());
   clocks.set_boottime_ns(boottime_ns());
   clocks.set_monotonic_coarse_ns(monotonic_coarse_ns());
   auto offsets = [](pid_t of, std::int64_t(&out)[2]) -> Result<void> {

@@ -23,6 +23,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 
 #include "base/clock.h"
@@ -45,6 +46,7 @@ constexpr unsigned threads_at_once = Arena::lanes_max - 1;
 // How far the capsule's clocks may be behind the source's at the freeze. More means that somebody
 // told us nonsense.
 constexpr std::int64_t clock_wait_ns_max = 1'000'000'000;
+constexpr std::int64_t raw_jump_ns_min = 1'000'000;  // What is worth a note.
 constexpr std::int64_t tick_wait_ns_max = 20'000'000, tick_look_ns = 50'000;
 
 }  // namespace
@@ -63,6 +65,7 @@ struct Restorer::Impl {
       sys::InterruptedSleep sleep;
     };
     std::vector<Sleep> sleeps;
+    int seccomp_shared_count = 0;
   };
 
   Impl(SkeletonSource& s, UniqueFd root_fd)
@@ -73,15 +76,19 @@ struct Restorer::Impl {
 
   Result<void> adopt(const image::Process& image);
   Result<void> build(const image::Capsule& image, bool final);
-  Result<void> enter_time_namespace();
+  Result<void> enter_time_namespace(Process& process);
   Result<void> wait_for_clocks(const image::Clocks& clocks) const;
+  void note_raw_clock(const image::Clocks& clocks);
   void wait_for_tick() const;
-  Result<void> set_threads(const image::Process& image);
-  Result<void> restore_threads(const image::Process& image);
-  Result<void> restore_leader(const image::Process& image, const image::Capsule& capsule);
-  Result<void> restart_calls(const image::Process& image, std::int64_t frozen_ns);
-  Result<void> set_contexts(const image::Process& image);
-  Result<ThreadContext> context(const image::Process& image, int thread);
+  Result<void> set_threads(Process& process, const image::Process& image);
+  Result<void> finish_process(Process& process, const image::Process& image,
+                              const image::Capsule& capsule, std::int64_t frozen_ns);
+  Result<void> restore_threads(Process& process, const image::Process& image);
+  Result<void> restore_leader(Process& process, const image::Process& image,
+                              const image::Capsule& capsule);
+  Result<void> restart_calls(Process& process, const image::Process& image, std::int64_t frozen_ns);
+  Result<void> set_contexts(const Process& process, const image::Process& image);
+  ThreadContext context(const Process& process, const image::Process& image, int thread) const;
   Result<UniqueFd> open_for_mapping(const AddressSpace::FileNeed& need);
   Result<Process*> find(std::uint32_t id);
 
@@ -89,14 +96,14 @@ struct Restorer::Impl {
   UniqueFd root;
   PrivateFiles private_files;
   OpenFiles files;
-  std::unique_ptr<Process> process;  // One until trees are covered (supported.cc refuses others).
+  // As in the image. One until trees are covered (supported.cc refuses others).
+  std::vector<std::unique_ptr<Process>> processes;
   UniqueFd time_namespace;
   std::int64_t monotonic_delta_ns = 0, boottime_delta_ns = 0;
   std::int64_t coarse_ns = 0;  // What the program may have read of CLOCK_MONOTONIC_COARSE.
   const image::Capsule* prepared_final = nullptr;
   cpu_set_t cpus{};
   std::uint64_t cap_bounding = 0;
-  int seccomp_shared_count = 0;
   Notes notes;
   std::vector<sys::InterruptedSleep> sleeps;  // From start() on.
 };
@@ -131,14 +138,23 @@ Result<void> Restorer::prepare_final(const image::Capsule& final) {
   return {};
 }
 
+// Processes that have ended since go, those that have come since are forked.
 Result<void> Restorer::Impl::build(const image::Capsule& image, bool final) {
-  const image::Process& p = image.processes(0);
-  if (!process) TRY(adopt(p));
+  std::erase_if(processes, [&](const std::unique_ptr<Process>& process) {
+    return std::none_of(
+        image.processes().begin(), image.processes().end(),
+        [&](const image::Process& p) { return p.pid() == process->skeleton.pid(); });
+  });
+  for (const image::Process& p : image.processes())
+    if (!find(static_cast<std::uint32_t>(p.pid())).ok()) TRY(adopt(p));
   TRY(private_files.sync(image));
-  TRY((final ? process->memory.sync_last(p.mm()) : process->memory.sync(p.mm())).with("mappings"));
-  if (time_namespace) {
-    TRY(enter_time_namespace());
-    TRY(set_threads(p));
+  for (const image::Process& p : image.processes()) {
+    Process& process = *TRY(find(static_cast<std::uint32_t>(p.pid())));
+    TRY((final ? process.memory.sync_last(p.mm()) : process.memory.sync(p.mm())).with("mappings"));
+    if (time_namespace) {
+      TRY(enter_time_namespace(process));
+      TRY(set_threads(process, p));
+    }
   }
   return {};
 }
@@ -151,9 +167,9 @@ Result<void> Restorer::Impl::adopt(const image::Process& image) {
   if (sched_getaffinity(skeleton.node_pid(), sizeof cpus, &cpus) != 0)
     return os_error("sched_getaffinity");
   cap_bounding = TRY(sys::read_status(skeleton.node_pid())).cap_bounding;
-  process = std::make_unique<Process>(
+  processes.push_back(std::make_unique<Process>(
       std::move(skeleton),
-      [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); });
+      [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); }));
   return {};
 }
 
@@ -163,34 +179,33 @@ Result<UniqueFd> Restorer::Impl::open_for_mapping(const AddressSpace::FileNeed& 
   return files.open_ref(*need.file, flags);
 }
 
-Result<void> Restorer::Impl::enter_time_namespace() {
-  if (process->in_time_namespace) return {};
-  INVARIANT(process->skeleton.single_threaded(), "threads before the time namespace");
+Result<void> Restorer::Impl::enter_time_namespace(Process& process) {
+  if (process.in_time_namespace) return {};
+  INVARIANT(process.skeleton.single_threaded(), "threads before the time namespace");
   int ours[] = {time_namespace.get()};
-  std::vector<int> there = TRY(process->skeleton.pass_fds(ours));
-  Batch b = process->skeleton.batch();
+  std::vector<int> there = TRY(process.skeleton.pass_fds(ours));
+  Batch b = process.skeleton.batch();
   auto fd = static_cast<std::uint64_t>(there[0]);
   b.call(SYS_setns, "setns(CLONE_NEWTIME)", {fd, CLONE_NEWTIME});
   b.call(SYS_close, "close", {fd});
-  TRY(process->skeleton.run(b));
-  process->in_time_namespace = true;
+  TRY(process.skeleton.run(b));
+  process.in_time_namespace = true;
   return {};
 }
 
-Result<void> Restorer::Impl::set_threads(const image::Process& image) {
-  if (process->skeleton.single_threaded()) {
-    TRY(register_membarrier(process->skeleton, image.membarrier(), process->membarrier_done));
+Result<void> Restorer::Impl::set_threads(Process& process, const image::Process& image) {
+  if (process.skeleton.single_threaded()) {
+    TRY(register_membarrier(process.skeleton, image.membarrier(), process.membarrier_done));
   }
   std::vector<pid_t> tids;
   for (const image::Thread& t : image.threads()) tids.push_back(t.tid());
-  return process->skeleton.set_threads(tids);
+  return process.skeleton.set_threads(tids);
 }
 
 Result<Restorer::Impl::Process*> Restorer::Impl::find(std::uint32_t id) {
-  if (!process || process->skeleton.pid() != static_cast<pid_t>(id)) {
-    return make_error(Errc::invalid, "no process {} in the image", id);
-  }
-  return process.get();
+  for (const std::unique_ptr<Process>& process : processes)
+    if (process->skeleton.pid() == static_cast<pid_t>(id)) return process.get();
+  return make_error(Errc::invalid, "no process {} in the image", id);
 }
 
 Result<SpaceTarget> Restorer::space(std::uint32_t id) {
@@ -245,38 +260,48 @@ std::vector<MemoryRange> Restorer::pages_needed(const image::Process& process) {
 
 Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_ns) {
   Impl& m = *impl_;
-  const image::Process& p = final.processes(0);
   if (m.prepared_final != &final) TRY(prepare_final(final));
   if (!m.time_namespace) {
     TRY(align_clocks(final.clocks().monotonic_ns() + frozen_ns - godwit::monotonic_ns(),
                      final.clocks().boottime_ns() + frozen_ns - godwit::boottime_ns()));
-    TRY(m.enter_time_namespace());
-    TRY(m.set_threads(p));
+    for (const image::Process& p : final.processes()) {
+      Impl::Process& process = *TRY(m.find(static_cast<std::uint32_t>(p.pid())));
+      TRY(m.enter_time_namespace(process));
+      TRY(m.set_threads(process, p));
+    }
   }
   // What is left of sleeps and timers is time of the capsule's clock, which may be behind a little;
   // by this node's clock a sleep would seem to end early. Less than 0: not there yet.
   frozen_ns = godwit::monotonic_ns() + m.monotonic_delta_ns - final.clocks().monotonic_ns();
-  Skeleton& skeleton = m.process->skeleton;
   TRY(m.private_files.finish(final));
-  TRY(join_session(skeleton, p));
+  for (const image::Process& p : final.processes())
+    TRY(join_session(TRY(m.find(static_cast<std::uint32_t>(p.pid())))->skeleton, p));
   TRY(m.files.open_all(final, frozen_ns));
-  TRY(m.files.install(skeleton, p, final));
-  TRY(register_membarrier(skeleton, p.membarrier(), m.process->membarrier_done));
-  TRY(restore_process(skeleton, p, final.clocks(), m.files, frozen_ns, m.notes));
-  TRY(m.process->memory.apply_locks(p.mm()));
-  TRY(write_proc_files(skeleton.node_pid(), p, m.notes));
-  TRY(skeleton.close_channel());
-  m.seccomp_shared_count = seccomp_shared(p);
-  TRY(m.restore_threads(p));
-  TRY(m.restore_leader(p, final));
-  TRY(m.restart_calls(p, frozen_ns));
-  TRY(ignore_sigtrap(skeleton, p));
-  TRY(skeleton.remove_traces());
-  TRY(m.set_contexts(p));
+  for (const image::Process& p : final.processes())
+    TRY(m.finish_process(*TRY(m.find(static_cast<std::uint32_t>(p.pid()))), p, final, frozen_ns));
   if (final.next_pid() > 0) TRY(m.source.set_last_pid(final.next_pid()));
   m.files.close_all();
   m.coarse_ns = final.clocks().monotonic_coarse_ns();
+  m.note_raw_clock(final.clocks());
   return m.wait_for_clocks(final.clocks());
+}
+
+Result<void> Restorer::Impl::finish_process(Process& process, const image::Process& image,
+                                            const image::Capsule& capsule, std::int64_t frozen_ns) {
+  Skeleton& skeleton = process.skeleton;
+  TRY(files.install(skeleton, image, capsule));
+  TRY(register_membarrier(skeleton, image.membarrier(), process.membarrier_done));
+  TRY(restore_process(skeleton, image, capsule.clocks(), files, frozen_ns, notes));
+  TRY(process.memory.apply_locks(image.mm()));
+  TRY(write_proc_files(skeleton.node_pid(), image, notes));
+  TRY(skeleton.close_channel());
+  process.seccomp_shared_count = seccomp_shared(image);
+  TRY(restore_threads(process, image));
+  TRY(restore_leader(process, image, capsule));
+  TRY(restart_calls(process, image, frozen_ns));
+  TRY(ignore_sigtrap(skeleton, image));
+  TRY(skeleton.remove_traces());
+  return set_contexts(process, image);
 }
 
 // The program must not see its clocks go back. They were set to within some microseconds; all that
@@ -295,6 +320,15 @@ Result<void> Restorer::Impl::wait_for_clocks(const image::Clocks& clocks) const 
   return {};
 }
 
+// A time namespace has one offset for CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW, and nodes differ in
+// how far apart they are.
+void Restorer::Impl::note_raw_clock(const image::Clocks& clocks) {
+  const std::int64_t jump_ns =
+      godwit::monotonic_raw_ns() - godwit::monotonic_ns() - clocks.raw_ahead_ns();
+  if (std::abs(jump_ns) < raw_jump_ns_min) return;
+  notes.push_back(fmt::format("CLOCK_MONOTONIC_RAW jumps by {} ms", jump_ns / 1'000'000));
+}
+
 // The coarse clock tells the time of the last tick, and ticks of this node fall at other moments
 // than the source's. A downtime shorter than a tick (4 ms, mostly) could take it back.
 void Restorer::Impl::wait_for_tick() const {
@@ -306,14 +340,15 @@ void Restorer::Impl::wait_for_tick() const {
   }
 }
 
-Result<ThreadContext> Restorer::Impl::context(const image::Process& image, int thread) {
-  return ThreadContext{image, image.threads(thread), seccomp_shared_count, cpus, cap_bounding};
+ThreadContext Restorer::Impl::context(const Process& process, const image::Process& image,
+                                      int thread) const {
+  return {image, image.threads(thread), process.seccomp_shared_count, cpus, cap_bounding};
 }
 
 // All threads but the leader, as many side by side as there are lanes. What doesn't fit into a lane
 // (large seccomp filters) goes alone through the leader's.
-Result<void> Restorer::Impl::restore_threads(const image::Process& image) {
-  Skeleton& skeleton = process->skeleton;
+Result<void> Restorer::Impl::restore_threads(Process& process, const image::Process& image) {
+  Skeleton& skeleton = process.skeleton;
   const auto& threads = skeleton.threads();
   int count = image.threads_size();
   auto fill = [&](Batch& b, const ThreadContext& c) -> Result<void> {
@@ -324,7 +359,7 @@ Result<void> Restorer::Impl::restore_threads(const image::Process& image) {
   for (int next = 1; next < count;) {
     std::vector<std::pair<pid_t, Batch>> running;
     for (; next < count && running.size() < threads_at_once; ++next) {
-      ThreadContext c = TRY(context(image, next));
+      ThreadContext c = context(process, image, next);
       pid_t tid = threads[static_cast<std::size_t>(next)].node_tid;
       bool large = thread_data_bytes(c) > Arena::lane_bytes;
       Batch b = skeleton.batch(large ? 0 : static_cast<unsigned>(running.size()) + 1);
@@ -345,10 +380,10 @@ Result<void> Restorer::Impl::restore_threads(const image::Process& image) {
   return {};
 }
 
-Result<void> Restorer::Impl::restore_leader(const image::Process& image,
+Result<void> Restorer::Impl::restore_leader(Process& process, const image::Process& image,
                                             const image::Capsule& capsule) {
-  Skeleton& skeleton = process->skeleton;
-  ThreadContext c = TRY(context(image, 0));
+  Skeleton& skeleton = process.skeleton;
+  ThreadContext c = context(process, image, 0);
   Batch b = skeleton.batch();
   TRY(add_thread_state(b, c, notes));
   add_shared_pending(b, image);
@@ -360,15 +395,16 @@ Result<void> Restorer::Impl::restore_leader(const image::Process& image,
   return skeleton.run(b);
 }
 
-Result<void> Restorer::Impl::restart_calls(const image::Process& image, std::int64_t frozen_ns) {
-  Restarter restarter(process->skeleton, frozen_ns);
-  process->regs.resize(static_cast<std::size_t>(image.threads_size()));
+Result<void> Restorer::Impl::restart_calls(Process& process, const image::Process& image,
+                                           std::int64_t frozen_ns) {
+  Restarter restarter(process.skeleton, frozen_ns);
+  process.regs.resize(static_cast<std::size_t>(image.threads_size()));
   std::vector<Restarter::Item> items;
   for (int i = 0; i < image.threads_size(); ++i) {
-    sys::Regs& regs = process->regs[static_cast<std::size_t>(i)];
+    sys::Regs& regs = process.regs[static_cast<std::size_t>(i)];
     std::memcpy(&regs, image.threads(i).regs().data(), sizeof regs);
     items.push_back({&image.threads(i),
-                     process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid, &regs, 0});
+                     process.skeleton.threads()[static_cast<std::size_t>(i)].node_tid, &regs, 0});
   }
   for (std::size_t at = 0; at < items.size(); at += threads_at_once) {
     TRY(restarter.apply(
@@ -377,7 +413,7 @@ Result<void> Restorer::Impl::restart_calls(const image::Process& image, std::int
   for (const Restarter::Item& item : items) {
     if (item.ends_at_ns == 0) continue;
     sys::InterruptedSleep& sleep =
-        process->sleeps.emplace_back(Process::Sleep{item.node_tid, {}}).sleep;
+        process.sleeps.emplace_back(Process::Sleep{item.node_tid, {}}).sleep;
     const image::Restart& restart = item.thread->restart();
     sleep.tid_inside = item.thread->tid(), sleep.nr = restart.nr(),
     sleep.ends_at_ns = item.ends_at_ns;
@@ -386,12 +422,12 @@ Result<void> Restorer::Impl::restart_calls(const image::Process& image, std::int
   return {};
 }
 
-Result<void> Restorer::Impl::set_contexts(const image::Process& image) {
+Result<void> Restorer::Impl::set_contexts(const Process& process, const image::Process& image) {
   for (int i = 0; i < image.threads_size(); ++i) {
-    pid_t tid = process->skeleton.threads()[static_cast<std::size_t>(i)].node_tid;
+    pid_t tid = process.skeleton.threads()[static_cast<std::size_t>(i)].node_tid;
     const image::Thread& t = image.threads(i);
     TRY(sys::ptrace_set_xstate(tid, t.xstate()).with(fmt::format("thread {}", t.tid())));
-    TRY(sys::ptrace_set_regs(tid, process->regs[static_cast<std::size_t>(i)])
+    TRY(sys::ptrace_set_regs(tid, process.regs[static_cast<std::size_t>(i)])
             .with(fmt::format("thread {}", t.tid())));
     TRY(sys::ptrace_set_sigmask(tid, t.signal_mask()));
   }
@@ -400,25 +436,31 @@ Result<void> Restorer::Impl::set_contexts(const image::Process& image) {
 
 Result<void> Restorer::seal() {
   TRY(impl_->source.freeze_tree());
-  return impl_->process->skeleton.disarm_exit_kill();
+  for (const auto& process : impl_->processes) TRY(process->skeleton.disarm_exit_kill());
+  return {};
 }
 
 Result<void> Restorer::start() {
-  for (const Impl::Process::Sleep& s : impl_->process->sleeps) {
-    Result<std::uint64_t> switches =
-        sys::read_voluntary_switches(impl_->process->skeleton.node_pid(), s.node_tid);
-    if (!switches.ok()) continue;  // Its timeout will begin anew at the next move.
-    impl_->sleeps.push_back(s.sleep);
-    impl_->sleeps.back().voluntary_switches = *switches;
+  for (const auto& process : impl_->processes) {
+    for (const Impl::Process::Sleep& s : process->sleeps) {
+      Result<std::uint64_t> switches =
+          sys::read_voluntary_switches(process->skeleton.node_pid(), s.node_tid);
+      if (!switches.ok()) continue;  // Its timeout will begin anew at the next move.
+      impl_->sleeps.push_back(s.sleep);
+      impl_->sleeps.back().voluntary_switches = *switches;
+    }
   }
   impl_->wait_for_tick();
   // Thawed first: a thread that is detached in a frozen group wakes twice (64 threads: 0.5 to 2
   // ms). They still stand in their ptrace stops. Should we die in between, the kernel detaches the
   // rest, which is right after the grant.
-  Result<void> thawed = impl_->source.thaw_tree();
+  Result<void> done = impl_->source.thaw_tree();
   // Also if that failed: it was granted, so it is nobody's to kill any more. Who takes over thaws.
-  Result<void> released = impl_->process->skeleton.release();
-  return thawed.ok() ? std::move(released) : std::move(thawed);
+  for (const auto& process : impl_->processes) {
+    Result<void> released = process->skeleton.release();
+    if (done.ok()) done = std::move(released);
+  }
+  return done;
 }
 
 const std::vector<sys::InterruptedSleep>& Restorer::sleeps() const { return impl_->sleeps; }
@@ -426,8 +468,10 @@ const std::vector<sys::InterruptedSleep>& Restorer::sleeps() const { return impl
 const std::vector<std::string>& Restorer::notes() const { return impl_->notes; }
 
 std::vector<std::pair<pid_t, pid_t>> Restorer::processes() const {
-  if (!impl_->process) return {};
-  return {{impl_->process->skeleton.pid(), impl_->process->skeleton.node_pid()}};
+  std::vector<std::pair<pid_t, pid_t>> out;
+  for (const auto& process : impl_->processes)
+    out.emplace_back(process->skeleton.pid(), process->skeleton.node_pid());
+  return out;
 }
 
 }  // namespace godwit::restore

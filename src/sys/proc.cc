@@ -119,7 +119,9 @@ void parse_smaps_field(std::string_view line, SmapsEntry& entry) {
     for (Cursor flags(value);;) {
       std::string_view flag = flags.word();
       if (flag.empty()) break;
-      entry.vm_flags.emplace_back(flag);
+      // Kernels before 6.15 have no letters for what mlock2(MLOCK_ONFAULT) sets, and it alone of
+      // those without letters goes with a lock.
+      entry.vm_flags.emplace_back(flag == "??" && entry.has("lo") ? std::string_view("lf") : flag);
     }
   }
 }
@@ -274,7 +276,10 @@ bool SmapsEntry::has(const char* flag) const {
 }
 
 Result<std::vector<SmapsEntry>> read_smaps(pid_t pid) {
-  std::string text = TRY(read_proc(proc_path(pid, "smaps")));
+  return parse_smaps(TRY(read_proc(proc_path(pid, "smaps"))));
+}
+
+std::vector<SmapsEntry> parse_smaps(std::string_view text) {
   std::vector<SmapsEntry> entries;
   for (Cursor lines(text); !lines.done();) {
     std::string_view line = lines.until('\n');

@@ -69,6 +69,7 @@ struct SmapsEntry {
   bool has(const char* flag) const;
 };
 Result<std::vector<SmapsEntry>> read_smaps(pid_t pid);
+std::vector<SmapsEntry> parse_smaps(std::string_view text);
 
 // /proc/PID/stat; fields named as in proc(5).
 struct ProcStat {

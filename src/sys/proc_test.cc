@@ -41,5 +41,16 @@ TEST(ReadStatus, AThreadThatEndsHasItsNumberOrIsGone) {
   EXPECT_GT(gone, 0);
 }
 
+TEST(ParseSmaps, LockedOnFaultByOldKernelsToo) {
+  const auto flags = [](const std::string& shown) {
+    return parse_smaps("7f0000000000-7f0000001000 rw-p 00000000 00:00 0 \nVmFlags: " + shown +
+                       "\n");
+  };
+  EXPECT_TRUE(flags("rd wr mr mw me lo lf ac ")[0].has("lf"));
+  EXPECT_TRUE(flags("rd wr mr mw me lo ac ?? ")[0].has("lf"));
+  EXPECT_FALSE(flags("rd wr mr mw me lo ac ")[0].has("lf"));
+  EXPECT_FALSE(flags("rd wr mr mw me ?? ")[0].has("lf"));
+}
+
 }  // namespace
 }  // namespace godwit::sys

@@ -91,8 +91,9 @@ def check_machine(options):
 
 
 def wanted_cases(options):
-    # Machines share no directory.
-    cases = [case for case in manifest.load()[1] if not case.in_shared_dir]
+    # Machines share no directory and no kernel.
+    cases = [case for case in manifest.load()[1]
+             if not case.in_shared_dir and not case.same_kernel]
     if options.cases:
         return [case for case in cases if re.search(options.cases, case.name)]
     if options.what == "short":

@@ -11,7 +11,7 @@ import tomllib
 
 TRACEES = pathlib.Path(__file__).resolve().parent.parent / "tracees"
 LIMIT_S = 300
-KEYS = {"refused", "kept_or_refused", "retry", "root", "static", "shared_dir", "terminal", "stdin", "stdout",
+KEYS = {"refused", "kept_or_refused", "retry", "root", "static", "shared_dir", "same_kernel", "terminal", "stdin", "stdout",
         "stderr", "args", "runs", "limit_s", "compile", "link"}
 
 
@@ -37,6 +37,7 @@ class Case:
     retry: str | None            # Regular expression of reasons after which the move is asked for again.
     root: bool
     in_shared_dir: bool
+    same_kernel: bool            # Holds only between nodes of one kernel.
     terminal: bool
     lines: frozenset             # Of stdin, stdout, stderr: where numbered lines pass.
     limit_s: int
@@ -73,7 +74,8 @@ def cases_of(folder, name, entry):
                  refused=entry.get("refused", entry.get("kept_or_refused")),
                  may_be_refused="kept_or_refused" in entry,
                  retry=entry.get("retry"), root=entry.get("root", False),
-                 in_shared_dir=False, terminal=entry.get("terminal", False),
+                 in_shared_dir=False, same_kernel=entry.get("same_kernel", False),
+                 terminal=entry.get("terminal", False),
                  lines=frozenset(s for s in ("stdin", "stdout", "stderr") if s in entry),
                  limit_s=entry.get("limit_s", LIMIT_S))
     for run, args in runs.items():
