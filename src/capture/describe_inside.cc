@@ -399,6 +399,25 @@ Result<Queues> read_queues(const FrozenProcess& process) {
 // is queued once isn't queued a second time before the program takes it.
 constexpr int looks_max = 16;
 
+// A periodic timer of processor time that is due, but whose tick hasn't come, shows no time left;
+// one that was never started shows the same. What setitimer(2) says of the old value differs: so it
+// is set to nothing and back at once.
+Result<void> settle_interval_timers(FrozenProcess& process, sys::RemoteProcess& remote,
+                                    image::Process& out) {
+  for (image::IntervalTimer& timer : *out.mutable_itimers()) {
+    if (timer.which() == ITIMER_REAL || timer.value_us() != 0) continue;
+    sys::RemoteBatch batch(remote);
+    const itimerval none{{timer.interval_us() / 1'000'000, timer.interval_us() % 1'000'000}, {}};
+    const RemoteAddr nothing = batch.put_value(none), old = batch.space(sizeof(itimerval));
+    batch.call(SYS_setitimer, timer.which(), nothing, old);
+    batch.call(SYS_setitimer, timer.which(), old, 0);
+    TRY(remote.run(process.threads.front(), batch));
+    const auto was = batch.get<itimerval>(old).it_value;
+    if (was.tv_sec != 0 || was.tv_usec != 0) timer.set_value_us(1);
+  }
+  return {};
+}
+
 // What the whole process has, and what waits for it.
 Result<void> describe_process(FrozenProcess& process, sys::RemoteProcess& remote,
                               image::Process& out) {
@@ -420,6 +439,7 @@ Result<void> describe_process(FrozenProcess& process, sys::RemoteProcess& remote
     TRY(questions.answer(out));
     break;
   }
+  TRY(settle_interval_timers(process, remote, out));
   for (std::string& info : queues.shared) out.add_pending(std::move(info));
   for (std::size_t i = 0; i < queues.own.size(); ++i)
     for (std::string& info : queues.own[i])
