@@ -30,6 +30,7 @@ class FileTable {
   // Fills process.fds and adds to capsule.files.
   Result<void> describe_fds(pid_t pid, int pidfd, image::Process& process);
 
+  bool stands_still() const { return stands_still_; }
   // After all processes: pipes are described when all their ends are known.
   const PipeTable& pipes() const { return pipes_; }
   std::map<std::uint32_t, std::string> places() && { return std::move(places_); }

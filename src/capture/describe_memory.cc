@@ -166,8 +166,15 @@ Result<void> describe_memory(pid_t pid, FileTable& files, const image::Mm* earli
         known.emplace(std::tuple(map.dev_major, map.dev_minor, map.inode, map.path), 0);
     if (added) {
       const std::string place = sys::proc_path(pid, "map_files/" + map.map_files_name());
-      image::FileRef ref = TRY(files.refer(pid, place, map.path, map.deleted)
-                                   .with(fmt::format("mapping at {:#x}", map.start)));
+      Result<image::FileRef> found = files.refer(pid, place, map.path, map.deleted)
+                                         .with(fmt::format("mapping at {:#x}", map.start));
+      if (!found.ok() && found.error().sys_errno() == ENOENT && !files.stands_still()) {
+        // The running program has unmapped it since it was listed.
+        known.erase(at);
+        mm.mutable_vmas()->RemoveLast();
+        continue;
+      }
+      image::FileRef ref = TRY(std::move(found));
       ref.set_id(static_cast<std::uint32_t>(mm.mapped_size()) + 1);
       at->second = ref.id();
       *mm.add_mapped() = std::move(ref);
