@@ -55,10 +55,12 @@ Result<FaultLog> FaultLog::create(const Missing& missing) {
   if (!fd.valid()) return os_error("memfd_create(godwit-faults)");
   std::vector<std::byte> start(sizeof(Header));
   std::vector<Run> runs;
-  for (const auto& [space, pages] : missing)
+  for (const auto& [of, pages] : missing) {
+    const SpaceId space = of;  // clang 14 captures no structured bindings.
     pages.for_each_run([&](const PageRun& run) {
       runs.push_back({.space = space, .page = run.page, .pages = run.pages});
     });
+  }
   Header head{.magic = log_magic, .runs = runs.size(), .entries = 0, .full = 0, .complete = 0};
   std::memcpy(start.data(), static_cast<const void*>(&head), sizeof head);
   // By write(2): half the price of faulting the pages in one by one.
