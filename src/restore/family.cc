@@ -88,7 +88,7 @@ constexpr pid_t first_free = 3;  // 2 is a thread of the capsule's init.
 // Which of its children of other sessions an adopter that leads one has forked itself, before it
 // did: nothing tells them from those it adopted.
 enum class Adopters {
-  forked_some /* those whose sessions have leaders */,
+  forked_some,  // Those whose sessions have leaders.
   forked_all,
   forked_none
 };

@@ -8,8 +8,8 @@
 #include <string>
 
 #include "capsule/test_node.h"
-#include "image/image.pb.h"
 #include "daemon/worker.h"
+#include "image/image.pb.h"
 #include "migrate/commit_record.h"
 #include "transport/link.h"
 

@@ -170,7 +170,8 @@ class Migration:
     def __init__(self, witness, target, mode, ask=None):
         cluster = witness.cluster
         self.child = subprocess.Popen(
-            [cluster.godwit, *(["--node", ask] if ask else []), "migrate", witness.name, target, "--mode", mode, "--json"],
+            [cluster.godwit, *(["--node", ask] if ask else []), "migrate", witness.name, target,
+             "--mode", mode, "--json"],
             env=cluster.env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE)
 

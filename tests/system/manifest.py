@@ -11,8 +11,8 @@ import tomllib
 
 TRACEES = pathlib.Path(__file__).resolve().parent.parent / "tracees"
 LIMIT_S = 300
-KEYS = {"refused", "kept_or_refused", "retry", "root", "static", "shared_dir", "same_kernel", "terminal", "stdin", "stdout",
-        "stderr", "args", "runs", "limit_s", "compile", "link"}
+KEYS = {"refused", "kept_or_refused", "retry", "root", "static", "shared_dir", "same_kernel", "terminal",
+        "stdin", "stdout", "stderr", "args", "runs", "limit_s", "compile", "link"}
 
 
 @dataclasses.dataclass(frozen=True)
