@@ -504,7 +504,6 @@ void Host::sample() {
     if (capsule->ended()) continue;
     auto group = tree(capsule);
     if (!group.ok()) continue;  // Not made yet, or just taken apart.
-    if (auto memory = group->memory_usage_bytes(); memory.ok()) capsule->memory_bytes = *memory;
     auto cpu_us = group->cpu_usage_us();
     if (!cpu_us.ok()) continue;
     const std::int64_t now_us = monotonic_us();
@@ -516,6 +515,13 @@ void Host::sample() {
     capsule->cpu_us = *cpu_us;
     capsule->sampled_us = now_us;
   }
+}
+
+std::uint64_t Host::memory_bytes(const HostedPtr& capsule) {
+  auto group = tree(capsule);
+  if (!group.ok()) return 0;
+  auto bytes = group->memory_usage_bytes();
+  return bytes.ok() ? *bytes : 0;
 }
 
 api::CapsuleInfo Host::info(const HostedPtr& capsule) {
@@ -544,7 +550,7 @@ api::CapsuleInfo Host::info(const HostedPtr& capsule) {
   info.set_age_us(until_us - spec.created_realtime_ns() / 1000);
   if (!capsule->ended()) {
     info.set_pid(capsule->node_pid);
-    info.set_memory_bytes(capsule->memory_bytes);
+    info.set_memory_bytes(memory_bytes(capsule));
     info.set_cpu(capsule->cpu);
   }
   return info;

@@ -55,7 +55,6 @@ struct Hosted {
   double cpu = 0;
   std::uint64_t cpu_us = 0;
   std::int64_t sampled_us = 0;
-  std::uint64_t memory_bytes = 0;
 
   CapsuleId id() const { return CapsuleId{record.spec().id()}; }  // Never changes.
   bool departed() const { return serving || !left_to.empty(); }
@@ -150,6 +149,9 @@ class Host {
   Result<void> logs(const rpc::Call& call, const HostedPtr& capsule, bool follow,
                     rpc::Sink<api::LogsChunk>& sink);
   Result<void> remove(const HostedPtr& capsule);
+
+  // In use at this moment, by its control group; 0 where there is no group or no controller.
+  std::uint64_t memory_bytes(const HostedPtr& capsule);
 
   void sample();  // Called about once a second.
 

@@ -60,7 +60,7 @@ Result<api::CanMigrateReply> Migrations::can_migrate(const HostedPtr& capsule,
     if (capsule->ended()) return make_error(Errc::refused, "{} has ended", record.spec().name());
     reply.set_capsule(record.spec().name());
     *request.mutable_spec() = record.spec();
-    request.set_memory_bytes(capsule->memory_bytes);
+    request.set_memory_bytes(host_.memory_bytes(capsule));
     if (record.state() != state::running) reply.add_reasons("it is " + record.state());
   }
   reply.set_source(config_.env.node.value);

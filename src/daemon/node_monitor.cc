@@ -60,23 +60,21 @@ NodeMonitor::NodeMonitor(const Config& config, std::string boot)
   sample();
 }
 
-Result<NodeMonitor::Usage> NodeMonitor::usage() const {
-  Usage usage;
+Result<std::uint64_t> NodeMonitor::cpu_usage_us() const {
+  if (!emulated()) return machine_cpu_us();
+  return TRY(sys::CgroupGroup::open(config_.env.cgroup_base)).cpu_usage_us();
+}
+
+Result<std::uint64_t> NodeMonitor::memory_used_bytes() const {
   if (emulated()) {
-    auto group = TRY(sys::CgroupGroup::open(config_.env.cgroup_base));
-    usage.cpu_us = TRY(group.cpu_usage_us());
-    usage.memory_used_bytes = TRY(group.memory_usage_bytes());
-    return usage;
+    return TRY(sys::CgroupGroup::open(config_.env.cgroup_base)).memory_usage_bytes();
   }
-  usage.cpu_us = TRY(machine_cpu_us());
   const std::string meminfo = TRY(read_file("/proc/meminfo"));
-  usage.memory_used_bytes =
-      meminfo_bytes(meminfo, "MemTotal") - meminfo_bytes(meminfo, "MemAvailable");
-  return usage;
+  return meminfo_bytes(meminfo, "MemTotal") - meminfo_bytes(meminfo, "MemAvailable");
 }
 
 void NodeMonitor::sample() {
-  auto now = usage();
+  auto now = cpu_usage_us();
   const std::lock_guard lock(mutex_);
   if (!now.ok()) {
     // No controller for it (cgroup v2 without controllers): unknown is shown as zero, said once.
@@ -85,14 +83,13 @@ void NodeMonitor::sample() {
     return;
   }
   const std::int64_t now_us = monotonic_us();
-  if (sampled_us_ != 0 && now_us > sampled_us_ && now->cpu_us >= cpu_us_ && cpu_us_ != 0) {
+  if (sampled_us_ != 0 && now_us > sampled_us_ && *now >= cpu_us_ && cpu_us_ != 0) {
     const double cores =
-        static_cast<double>(now->cpu_us - cpu_us_) / static_cast<double>(now_us - sampled_us_);
+        static_cast<double>(*now - cpu_us_) / static_cast<double>(now_us - sampled_us_);
     load_ = load_ * 0.5 + cores * 0.5;
   }
-  cpu_us_ = now->cpu_us;
+  cpu_us_ = *now;
   sampled_us_ = now_us;
-  memory_used_bytes_ = now->memory_used_bytes;
 }
 
 api::NodeInfo NodeMonitor::info() const {
@@ -107,9 +104,10 @@ api::NodeInfo NodeMonitor::info() const {
   info.set_accepts(config_.accepts);
   info.set_kernel(kernel_);
   info.set_boot(boot_);
+  // A node without the controller: unknown is shown as zero; sample() has said it.
+  if (auto used = memory_used_bytes(); used.ok()) info.set_memory_used_bytes(*used);
   const std::lock_guard lock(mutex_);
   info.set_load(load_);
-  info.set_memory_used_bytes(memory_used_bytes_);
   return info;
 }
 

@@ -21,15 +21,14 @@ class NodeMonitor {
   void sample();               // About once a second.
   // A node of a local cluster: its memory is its control group's.
   bool emulated() const { return config_.env.cgroup_base.find('/') != std::string::npos; }
-  api::NodeInfo info() const;  // Without `capsules`.
+  // Without `capsules`. Memory is what is in use now: what a failed attempt has just given back
+  // refuses nobody.
+  api::NodeInfo info() const;
   const std::string& boot() const { return boot_; }
 
  private:
-  struct Usage {
-    std::uint64_t cpu_us = 0;
-    std::uint64_t memory_used_bytes = 0;
-  };
-  Result<Usage> usage() const;
+  Result<std::uint64_t> cpu_usage_us() const;
+  Result<std::uint64_t> memory_used_bytes() const;
 
   const Config& config_;
   const std::string boot_;
@@ -39,7 +38,6 @@ class NodeMonitor {
 
   mutable std::mutex mutex_;
   double load_ = 0;
-  std::uint64_t memory_used_bytes_ = 0;
   std::uint64_t cpu_us_ = 0;
   std::int64_t sampled_us_ = 0;
 };

@@ -92,7 +92,7 @@ Result<node::ReserveReply> Migrations::ask_target(const Attempt& attempt,
     const std::lock_guard lock(capsule->mutex);
     *request.mutable_spec() = capsule->record.spec();
     *request.mutable_record() = capsule->record;
-    request.set_memory_bytes(capsule->memory_bytes);
+    request.set_memory_bytes(host_.memory_bytes(capsule));
   }
   auto* peer = TRY(peers_.find(attempt.result.target()));
   return peer->reserve("", request);
@@ -106,7 +106,6 @@ Result<api::MigrationResult> Migrations::migrate(const HostedPtr& capsule,
   attempt->downtime_target_us = request.downtime_target_us();
   auto operation = TRY(host_.begin(capsule, "migrated"));
   auto& result = attempt->result;
-  std::uint64_t memory_bytes = 0;
   {
     const std::lock_guard lock(capsule->mutex);
     const auto& record = capsule->record;
@@ -122,7 +121,6 @@ Result<api::MigrationResult> Migrations::migrate(const HostedPtr& capsule,
     result.set_capsule_id(record.spec().id());
     result.set_uid(record.spec().uid());
     result.set_epoch(record.epoch() + 1);
-    memory_bytes = capsule->memory_bytes;
   }
   result.set_source(config_.env.node.value);
   result.set_mode_asked(mode_name(attempt->mode));
@@ -130,7 +128,7 @@ Result<api::MigrationResult> Migrations::migrate(const HostedPtr& capsule,
   result.set_started_realtime_us(realtime_us());
   result.set_target(request.target());
   if (request.target().empty() || request.target() == "best") {
-    auto choice = TRY(choose(memory_bytes, false));
+    auto choice = TRY(choose(host_.memory_bytes(capsule), false));
     result.set_target(choice.node);
     result.set_choice(choice.reason);
   }
