@@ -15,7 +15,7 @@ OUT = ROOT / "docs/SUPPORT.md"
 TITLES = {
     "memory": "Memory", "cpu": "Registers and what the kernel keeps per processor",
     "calls": "System calls that are interrupted by the move", "threads": "Threads",
-    "process": "The process", "files": "Files", "load": "Under load",
+    "process": "The process", "trees": "Several processes", "files": "Files", "load": "Under load",
     "not_yet_covered": "Not yet: refused by name before anything is touched",
 }
 HEAD = """# What can move

@@ -226,8 +226,9 @@ Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& proce
     Result<sys::FdInfo> info = sys::read_fdinfo(pid, fd);
     Result<std::uint32_t> id = info.ok() ? open_file(holder, fd, *info) : info.error();
     if (!id.ok()) {
-      // A running program may have closed it since it was listed.
-      if (!stands_still_ && id.error().sys_errno() == ENOENT) continue;
+      // A running program may have closed it since it was listed: ENOENT in /proc, EBADF elsewhere.
+      const int code = id.error().sys_errno();
+      if (!stands_still_ && (code == ENOENT || code == EBADF)) continue;
       return std::move(id).error().with(fmt::format("descriptor {}", fd));
     }
     image::Fd& out = *process.add_fds();

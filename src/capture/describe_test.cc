@@ -333,9 +333,11 @@ TEST(Describe, PeriodicTimersAreArmedWheneverTheyAreLookedAt) {
   }
 }
 
-TEST(Describe, InterruptedCallsCarryTheTimeThatIsLeft) {
-  SKIP_WITHOUT_TREES();
-  constexpr int count = 7;
+constexpr int sleepers_count = 7;
+
+// Three freezes of threads that sleep; `measured`: for how many it was known since when.
+void freeze_sleepers(int& measured) {
+  constexpr int count = sleepers_count;
   constexpr std::int64_t calls[count] = {
       SYS_nanosleep, SYS_clock_nanosleep, SYS_poll,           SYS_epoll_wait,
       SYS_futex,     SYS_rt_sigtimedwait, SYS_clock_nanosleep};
@@ -350,7 +352,7 @@ TEST(Describe, InterruptedCallsCarryTheTimeThatIsLeft) {
   ASSERT_TRUE(tree.ok()) << tree.error().what();
   for (int i = 0; i < count; ++i)
     while (s->began_ns[i] == 0) nap_ms(1);
-  int measured = 0;
+  measured = 0;
   for (int round = 0; round < 3; ++round) {
     nap_ms(300);
     Result<FrozenTree> frozen = freeze(tree->ref(), {.measure_sleeps = true});
@@ -385,9 +387,20 @@ TEST(Describe, InterruptedCallsCarryTheTimeThatIsLeft) {
       }
     }
   }
-  // A thread that got the processor for another reason meanwhile keeps its whole timeout: rare.
-  EXPECT_GE(measured, count - 2);
   ::munmap(s, sizeof(Sleepers));
+}
+
+// A thread that got the processor for another reason meanwhile keeps its whole timeout: rare, but
+// on a machine that is busy with other things.
+TEST(Describe, InterruptedCallsCarryTheTimeThatIsLeft) {
+  SKIP_WITHOUT_TREES();
+  constexpr int tries_max = 20;
+  int measured = 0;
+  for (int tries = 0; tries < tries_max && measured < sleepers_count - 2; ++tries) {
+    freeze_sleepers(measured);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GE(measured, sleepers_count - 2);
 }
 
 TEST(Describe, SeccompFilterThatKillsDoesNot) {
@@ -420,6 +433,27 @@ TEST(Describe, SeccompFilterThatKillsDoesNot) {
     EXPECT_EQ(thread.seccomp_filters(0).instructions().size(), 7 * sizeof(sock_filter));
     EXPECT_TRUE(thread.creds().no_new_privs());
     ASSERT_EQ(tree->complaint(), "");
+  }
+}
+
+// Listed, then gone: in /proc, at pidfd_getfd, at kcmp.
+TEST(Describe, DescriptorsThatComeAndGoDoNotEndALiveDescription) {
+  SKIP_WITHOUT_TREES();
+  constexpr int looks = 500;
+  auto tree = TestTree::start_function([](const TestTree::Ready& ready) {
+    ready();
+    for (;;) {
+      const int file = ::open("/etc/passwd", O_RDONLY | O_CLOEXEC);
+      const int kept = ::fcntl(file, F_DUPFD, 10);
+      int ends[2];
+      if (::pipe(ends) != 0) _exit(1);
+      for (int fd : {file, kept, ends[0], ends[1]}) ::close(fd);
+    }
+  });
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  for (int look = 0; look < looks; ++look) {
+    Result<LiveDescription> live = describe_live(tree->ref());
+    ASSERT_TRUE(live.ok()) << "look " << look << ": " << live.error().what();
   }
 }
 
@@ -517,7 +551,8 @@ TEST(Preflight, NamesEveryReason) {
     int memory = ::memfd_create("locked", 0);
     ::dup2(memory, 54);
     ::flock(54, LOCK_EX);
-    if (::fork() == 0) {
+    // A child with the same descriptors (not copies of them), as threads have.
+    if (::syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, nullptr) == 0) {
       while (true) ::pause();
     }
     ready();
@@ -527,7 +562,7 @@ TEST(Preflight, NamesEveryReason) {
   Result<std::vector<std::string>> reasons = preflight(tree->ref());
   ASSERT_TRUE(reasons.ok()) << reasons.error().what();
   for (const char* part : {"descriptor 50", "an inotify instance", "a pidfd", "a socket",
-                           "holds a lock", "2 processes"}) {
+                           "holds a lock", "share descriptors"}) {
     EXPECT_TRUE(std::any_of(reasons->begin(), reasons->end(), [&](const std::string& reason) {
       return reason.find(part) != std::string::npos;
     })) << part;

@@ -325,6 +325,58 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   return check_security(pid, inside, reasons);
 }
 
+bool is_exiting(pid_t pid) {
+  Result<sys::ProcStat> stat = sys::read_stat(pid, pid);
+  return !stat.ok() || (stat->flags & pf_exiting) != 0;
+}
+
+// Two of them that share something; none: {0, 0}. kcmp(2) tells an order, so each is compared with
+// a few.
+Result<std::pair<pid_t, pid_t>> find_sharing(const std::set<pid_t>& pids, sys::KcmpType type) {
+  std::vector<pid_t> sorted;
+  for (pid_t pid : pids) {
+    auto low = sorted.begin(), high = sorted.end();
+    bool skipped = false;
+    while (low < high && !skipped) {
+      const auto middle = low + (high - low) / 2;
+      Result<int> order = sys::kcmp(pid, *middle, type);
+      skipped = !order.ok();
+      if (skipped && order.error().code() != Errc::tracee_gone) return std::move(order).error();
+      if (skipped) continue;
+      // Whoever is on its way out has nothing left, which looks like having the same.
+      if (*order == 0 && !is_exiting(pid) && !is_exiting(*middle)) return std::pair(*middle, pid);
+      skipped = *order == 0;
+      (*order == 1 ? high : low) = *order == 1 ? middle : middle + 1;
+    }
+    if (!skipped) sorted.insert(low, pid);
+  }
+  return std::pair<pid_t, pid_t>(0, 0);
+}
+
+// What threads share processes may share as well (clone(2)). Between vfork(2) and exec(2) all do,
+// for a moment.
+Result<void> check_sharing(const std::set<pid_t>& pids, Reasons& reasons) {
+  const std::pair<sys::KcmpType, const char*> parts[] = {
+      {sys::KcmpType::vm, "memory"},
+      {sys::KcmpType::files, "descriptors"},
+      {sys::KcmpType::fs, "a working directory and umask"},
+      {sys::KcmpType::sighand, "signal handlers"}};
+  for (const auto& [type, what] : parts) {
+    std::pair<pid_t, pid_t> found = TRY(find_sharing(pids, type));
+    for (int looks = 1; found.first != 0 && looks < exec_looks_max; ++looks) {
+      ::nanosleep(&exec_pause, nullptr);
+      found = TRY(find_sharing(pids, type));
+    }
+    if (found.first == 0) continue;
+    Result<sys::ProcStatus> one = sys::read_status(found.first);
+    Result<sys::ProcStatus> other = sys::read_status(found.second);
+    if (!one.ok() || !other.ok()) continue;
+    reasons.add("processes {} ({}) and {} ({}) share {}, which can't move yet", one->ns_tgid.back(),
+                one->name, other->ns_tgid.back(), other->name, what);
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<std::vector<std::string>> preflight(const TreeRef& tree) {
@@ -336,13 +388,7 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree) {
     pids.insert(TRY(std::move(status)).tgid);
   }
   if (pids.empty()) reasons.add("the program has ended");
-  if (pids.size() > 1) {
-    std::string names;
-    for (pid_t pid : pids)
-      if (Result<sys::ProcStatus> s = sys::read_status(pid); s.ok())
-        names += fmt::format("{}{} ({})", names.empty() ? "" : ", ", s->ns_tgid.back(), s->name);
-    reasons.add("it has {} processes, and process trees can't move yet: {}", pids.size(), names);
-  }
+  TRY(check_sharing(pids, reasons));
   for (pid_t pid : pids) {
     // Where the leader has ended and others go on, /proc/PID has neither exe nor mm nor
     // descriptors; and a skeleton whose leader ends before its threads are made isn't covered.

@@ -187,20 +187,22 @@ void SleepClock::confirm(SleepSample& sample, std::int64_t held_at_ns) const {
   sample.confirmed_ = awake_since_ns >= held_at_ns;
 }
 
-bool SleepSample::speaks_of(const sys::Regs& regs) const {
-  if (!confirmed_ || !sys::in_syscall(regs)) return false;
+bool SleepSample::same_call(const sys::Regs& regs) const {
+  if (!sys::in_syscall(regs)) return false;
   const std::uint64_t args[6] = {regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9};
   return static_cast<std::int64_t>(regs.orig_rax) == nr_ &&
          std::memcmp(args, args_, sizeof args) == 0;
 }
 
 std::optional<std::int64_t> SleepSample::asleep_since_ns(const sys::Regs& regs) const {
-  if (!speaks_of(regs)) return std::nullopt;
+  if (!confirmed_ || !same_call(regs)) return std::nullopt;
   return since_ns_;
 }
 
+// Also of an unconfirmed one: had it left the call, the next one would be interrupted for the first
+// time now, and be its own number.
 std::int64_t SleepSample::restarted_nr(const sys::Regs& regs) const {
-  return speaks_of(regs) ? restarted_nr_ : -1;
+  return same_call(regs) ? restarted_nr_ : -1;
 }
 
 }  // namespace godwit::capture

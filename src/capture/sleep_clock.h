@@ -24,7 +24,7 @@ class SleepSample {
 
  private:
   friend class SleepClock;
-  bool speaks_of(const sys::Regs& regs) const;
+  bool same_call(const sys::Regs& regs) const;
   pid_t pid_ = 0, tid_ = 0;
   std::int64_t nr_ = -1;
   std::int64_t restarted_nr_ = -1;

@@ -18,7 +18,7 @@ Result<std::string> boot_incarnation(const NodeEnv& env);
 class NodeMonitor {
  public:
   NodeMonitor(const Config& config, std::string boot);
-  void sample();               // About once a second.
+  void sample();  // About once a second.
   // A node of a local cluster: its memory is its control group's.
   bool emulated() const { return config_.env.cgroup_base.find('/') != std::string::npos; }
   // Without `capsules`. Memory is what is in use now: what a failed attempt has just given back

@@ -37,6 +37,7 @@ class ShellAdapter : public restore::SkeletonSource {
   explicit ShellAdapter(capsule::Shell& shell) : shell_(shell) {}  // Borrowed.
 
   Result<Forked> fork_skeleton(pid_t pid) override;
+  pid_t init_pid() const override { return shell_.init_pid(); }
   Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns,
                               std::int64_t boottime_delta_ns) override;
   Result<UniqueFd> stdio(std::uint32_t index, bool original) override;

@@ -61,14 +61,14 @@ Result<void> Family::apply(const FamilyStep& step) {
         return impossible("the group doesn't exist in its session");
       actor->group = step.group;
       return {};
-    case FamilyStep::Kind::end_helper:
+    case FamilyStep::Kind::end:
     case FamilyStep::Kind::end_zombie: {
       const Relative ended = *actor;
       const pid_t adopter = adopter_of_children(ended);
       for (Relative& member : members_)
         if (member.parent == ended.pid) member.parent = adopter;
       actor->zombie = true;
-      if (step.kind == FamilyStep::Kind::end_helper) forget(ended.pid);
+      if (step.kind == FamilyStep::Kind::end) forget(ended.pid);
       return {};
     }
   }
@@ -320,7 +320,7 @@ class Planner {
   Result<void> end_helpers(std::size_t until) {
     for (; helpers_.size() > until; helpers_.pop_back()) {
       const pid_t helper = helpers_.back();
-      TRY(take({FamilyStep::Kind::end_helper, helper, family_.find(helper)->parent}));
+      TRY(take({FamilyStep::Kind::end, helper, family_.find(helper)->parent}));
     }
     return {};
   }
@@ -365,6 +365,106 @@ Result<std::vector<FamilyStep>> plan_family(const Relative& init, std::span<cons
     if (auto found = Planner(init, rest, taken, other).plan(); found.ok()) plan = std::move(found);
   }
   return plan;
+}
+
+// ---- Changes -------------------------------------------------------------------------------
+
+namespace {
+
+class Changes {
+ public:
+  Changes(const Family& now, std::span<const Relative> wanted) : family_(now), wanted_(wanted) {}
+
+  Result<std::vector<FamilyStep>> plan() {
+    TRY(end_whoever_has_gone());
+    TRY(fork_whoever_has_come());
+    for (const Relative& w : wanted_) {
+      const Relative* one = family_.find(w.pid);
+      if (one == nullptr) return no_way(w.pid);
+      if (w.subreaper && !one->subreaper) TRY(take({FamilyStep::Kind::subreaper, w.pid}));
+    }
+    TRY(groups());
+    for (const Relative& w : wanted_)
+      if (w.zombie && !family_.find(w.pid)->zombie)
+        TRY(take({FamilyStep::Kind::end_zombie, w.pid}));
+    for (const Relative& w : wanted_)
+      if (*family_.find(w.pid) != w) return no_way(w.pid);
+    return std::move(steps_);
+  }
+
+ private:
+  static Error no_way(pid_t pid) {
+    return make_error(Errc::unsupported, "process {} can't become what it is now", pid);
+  }
+
+  Result<void> take(FamilyStep step) {
+    TRY(family_.apply(step));
+    steps_.push_back(step);
+    return {};
+  }
+
+  const Relative* wanted(pid_t pid) const {
+    auto at = std::ranges::find(wanted_, pid, &Relative::pid);
+    return at == wanted_.end() ? nullptr : &*at;
+  }
+
+  Result<void> end_whoever_has_gone() {
+    const std::vector<Relative> before = family_.members();
+    for (std::size_t i = 1; i < before.size(); ++i) {  // After init.
+      const Relative* still = wanted(before[i].pid);
+      if (still != nullptr && (still->zombie || !before[i].zombie)) continue;
+      const Relative* one = family_.find(before[i].pid);
+      TRY(take({FamilyStep::Kind::end, one->pid, one->parent}));
+    }
+    return {};
+  }
+
+  // Children of a parent's former session come before its setsid, those of the new one after it.
+  Result<void> fork_whoever_has_come() {
+    for (bool more = true; more;) {
+      while (TRY(fork_some())) {
+      }
+      more = false;
+      for (const Relative& w : wanted_) {
+        const Relative* one = family_.find(w.pid);
+        if (one == nullptr || one->session == w.session || w.session != w.pid) continue;
+        TRY(take({FamilyStep::Kind::new_session, w.pid}));
+        more = true;
+      }
+    }
+    return {};
+  }
+
+  Result<bool> fork_some() {
+    bool any = false;
+    for (const Relative& w : wanted_) {
+      const Relative* parent = family_.find(w.parent);
+      if (family_.find(w.pid) != nullptr || parent == nullptr) continue;
+      if (w.session != w.pid && w.session != parent->session) continue;
+      TRY(take({FamilyStep::Kind::fork, w.pid, w.parent}));
+      any = true;
+    }
+    return any;
+  }
+
+  Result<void> groups() {
+    for (bool leaders : {true, false})
+      for (const Relative& w : wanted_)
+        if ((w.group == w.pid) == leaders && family_.find(w.pid)->group != w.group)
+          TRY(take({FamilyStep::Kind::join_group, w.pid, 0, w.group}));
+    return {};
+  }
+
+  Family family_;
+  const std::span<const Relative> wanted_;
+  std::vector<FamilyStep> steps_;
+};
+
+}  // namespace
+
+Result<std::vector<FamilyStep>> plan_family_changes(const Family& now,
+                                                    std::span<const Relative> wanted) {
+  return Changes(now, wanted).plan();
 }
 
 }  // namespace godwit::restore

@@ -23,6 +23,7 @@ struct Relative {
   pid_t pid = 0, parent = 0, group = 0, session = 0;
   bool subreaper = false;
   bool zombie = false;  // Has ended, and its parent hasn't waited for it.
+  bool operator==(const Relative&) const = default;
 };
 
 struct FamilyStep {
@@ -31,7 +32,7 @@ struct FamilyStep {
     new_session,  // `pid`: setsid.
     subreaper,    // `pid`: prctl(PR_SET_CHILD_SUBREAPER).
     join_group,   // `pid`: setpgid(0, group); its own number: makes the group.
-    end_helper,   // `pid`, a child of `by`, ends and is waited for; its children go to their
+    end,          // `pid`, a child of `by`, ends and is waited for; its children go to their
                   // adopter.
     end_zombie,   // `pid` ends, and isn't waited for.
   };
@@ -41,13 +42,6 @@ struct FamilyStep {
   pid_t group = 0;
   bool operator==(const FamilyStep&) const = default;
 };
-
-// `init` is there already: with the session and group that it keeps; it adopts whom nobody else
-// does. The rest in any order. `taken`: numbers that no helper may have (threads). Fails with
-// Errc::unsupported, naming the process, where no order leads there. What it returns has been tried
-// on a `Family`.
-Result<std::vector<FamilyStep>> plan_family(const Relative& init, std::span<const Relative> rest,
-                                            std::span<const pid_t> taken = {});
 
 // What the kernel would make of steps.
 class Family {
@@ -66,5 +60,17 @@ class Family {
 
   std::vector<Relative> members_;  // init first.
 };
+
+// `init` is there already: with the session and group that it keeps; it adopts whom nobody else
+// does. The rest in any order. `taken`: numbers that no helper may have (threads). Fails with
+// Errc::unsupported, naming the process, where no order leads there. What it returns has been tried
+// on a `Family`.
+Result<std::vector<FamilyStep>> plan_family(const Relative& init, std::span<const Relative> rest,
+                                            std::span<const pid_t> taken = {});
+
+// From what is there already: who isn't wanted any more ends, who has come is forked by its parent.
+// Fails with Errc::unsupported where that would lead to another family; then it is to be made anew.
+Result<std::vector<FamilyStep>> plan_family_changes(const Family& now,
+                                                    std::span<const Relative> wanted);
 
 }  // namespace godwit::restore

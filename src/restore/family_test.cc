@@ -37,7 +37,7 @@ std::vector<Relative> lived(const std::vector<std::uint8_t>& choices, bool subre
     if (what == 10)
       step = {Kind::join_group, pid, 0, family.members()[more % family.members().size()].group};
     if (what == 11 && subreapers) step = {Kind::subreaper, pid};
-    if (what >= 12) step = {what == 15 ? Kind::end_zombie : Kind::end_helper, pid};
+    if (what >= 12) step = {what == 15 ? Kind::end_zombie : Kind::end, pid};
     if (pid == init.pid && step.kind != Kind::fork) continue;
     if (step.kind == Kind::fork) ++next;
     (void)family.apply(step);  // What can't be done isn't.
@@ -53,8 +53,8 @@ std::vector<Relative> lived(const std::vector<std::uint8_t>& choices, bool subre
 }
 
 // Applies the plan to a family of its own: plan_family could have looked at the wrong one.
-void becomes(std::span<const Relative> wanted, const std::vector<FamilyStep>& plan) {
-  Family family(init);
+void becomes(std::span<const Relative> wanted, const std::vector<FamilyStep>& plan,
+             Family family = Family(init)) {
   for (const FamilyStep& step : plan) {
     Result<void> done = family.apply(step);
     ASSERT_TRUE(done.ok()) << done.error().what();
@@ -136,6 +136,58 @@ RC_GTEST_PROP(FamilyProperty, WithSubreapersItIsMadeAnewOrRefused,
   Result<std::vector<FamilyStep>> plan = plan_family(init, wanted);
   RC_CLASSIFY(!plan.ok(), "refused");
   if (plan.ok()) becomes(wanted, *plan);
+}
+
+Family family_of(std::span<const Relative> members) {
+  Family family(init);
+  const auto plan = plan_family(init, members);
+  for (const FamilyStep& step : *plan) EXPECT_TRUE(family.apply(step).ok());
+  return family;
+}
+
+void changes(std::vector<Relative> before, std::vector<Relative> after) {
+  const Family now = family_of(before);
+  Result<std::vector<FamilyStep>> plan = plan_family_changes(now, after);
+  ASSERT_TRUE(plan.ok()) << plan.error().what() << "\n" << text_of(after);
+  becomes(after, *plan, now);
+}
+
+TEST(FamilyChanges, NothingNewIsNothingToDo) {
+  const std::vector<Relative> same = {{3, 1, 3, 3}, {4, 3, 4, 3}};
+  EXPECT_TRUE(plan_family_changes(family_of(same), same)->empty());
+}
+
+TEST(FamilyChanges, ProcessesComeAndGo) {
+  changes({{3, 1, 3, 3}, {4, 3, 4, 3}, {5, 4, 4, 3}}, {{3, 1, 3, 3}, {6, 3, 6, 3}, {7, 6, 6, 3}});
+}
+
+TEST(FamilyChanges, ChildrenOfWhoeverEndsAreAdopted) {
+  changes({{3, 1, 3, 3, true}, {4, 3, 4, 3}, {5, 4, 4, 3}}, {{3, 1, 3, 3, true}, {5, 3, 4, 3}});
+}
+
+TEST(FamilyChanges, SomebodyBeginsASessionAndForks) {
+  changes({{3, 1, 3, 3}, {4, 3, 3, 3}}, {{3, 1, 3, 3}, {4, 3, 4, 4}, {5, 4, 3, 3}, {6, 4, 6, 4}});
+}
+
+TEST(FamilyChanges, ARunningOneIsAZombieNow) {
+  changes({{3, 1, 3, 3}, {4, 3, 3, 3}}, {{3, 1, 3, 3}, {4, 3, 3, 3, false, true}});
+}
+
+TEST(FamilyChanges, WhatOnlyHelpersCouldMakeIsToBeginAnew) {
+  const std::vector<Relative> before = {{3, 1, 3, 3}};
+  const std::vector<Relative> after = {{3, 1, 3, 3}, {5, 1, 4, 4}};
+  EXPECT_FALSE(plan_family_changes(family_of(before), after).ok());
+}
+
+RC_GTEST_PROP(FamilyProperty, ChangesLeadToTheFamilyWantedOrAreRefused,
+              (const std::vector<std::uint8_t>& choices, std::uint8_t at)) {
+  const std::size_t cut = choices.size() * at / 512 * 2;
+  const std::vector<Relative> before = lived({choices.begin(), choices.begin() + cut}, false);
+  const std::vector<Relative> after = lived(choices, false);
+  const Family now = family_of(before);
+  Result<std::vector<FamilyStep>> plan = plan_family_changes(now, after);
+  RC_CLASSIFY(!plan.ok(), "refused");
+  if (plan.ok()) becomes(after, *plan, now);
 }
 
 TEST(Family, HardlyAnyIsRefused) {

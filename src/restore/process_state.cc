@@ -252,25 +252,6 @@ void note_write(const std::string& path, std::string_view text, const char* what
 
 }  // namespace
 
-Result<void> join_session(Skeleton& skeleton, const image::Process& process) {
-  Batch b = skeleton.batch();
-  b.about("session");
-  if (process.sid() == process.pid()) {
-    b.call_tolerant(SYS_setsid, "setsid", {});  // EPERM: it leads one already.
-  }
-  if (process.pgid() == process.pid() && process.sid() != process.pid())
-    b.call(SYS_setpgid, "setpgid", {0, 0});
-  std::size_t sid = b.call(SYS_getsid, "getsid", {0});
-  std::size_t pgid = b.call(SYS_getpgid, "getpgid", {0});
-  TRY(skeleton.run(b));
-  if (b.result(sid) != process.sid() || b.result(pgid) != process.pgid()) {
-    return make_error(Errc::unsupported,
-                      "session {} and process group {} of process {} (here: {}, {})", process.sid(),
-                      process.pgid(), process.pid(), b.result(sid), b.result(pgid));
-  }
-  return {};
-}
-
 Result<void> register_membarrier(Skeleton& skeleton, std::uint32_t want, std::uint32_t& done) {
   if ((want & ~done) == 0) return {};
   Batch b = skeleton.batch();

@@ -8,9 +8,6 @@
 
 namespace godwit::restore {
 
-// Session and process group; before a terminal can become the controlling one.
-Result<void> join_session(Skeleton& skeleton, const image::Process& process);
-
 // What can be done (cheaply: registering costs an RCU grace period once there are threads) before
 // the freeze. `done` remembers registrations.
 Result<void> register_membarrier(Skeleton& skeleton, std::uint32_t want, std::uint32_t& done);

@@ -18,7 +18,9 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -28,6 +30,7 @@
 
 #include "base/clock.h"
 #include "restore/address_space.h"
+#include "restore/family.h"
 #include "restore/open_files.h"
 #include "restore/private_files.h"
 #include "restore/process_state.h"
@@ -74,8 +77,10 @@ struct Restorer::Impl {
         private_files(root.get()),
         files(s, root.get(), private_files) {}
 
-  Result<void> adopt(const image::Process& image);
   Result<void> build(const image::Capsule& image, bool final);
+  Result<void> follow_family(const image::Capsule& image);
+  Result<void> take(const FamilyStep& step, const image::Capsule& image);
+  Result<void> fork(const FamilyStep& step, const image::Capsule& image);
   Result<void> enter_time_namespace(Process& process);
   Result<void> wait_for_clocks(const image::Clocks& clocks) const;
   void note_raw_clock(const image::Clocks& clocks);
@@ -96,7 +101,8 @@ struct Restorer::Impl {
   UniqueFd root;
   PrivateFiles private_files;
   OpenFiles files;
-  // As in the image. One until trees are covered (supported.cc refuses others).
+  std::optional<Family> family;  // What the processes are to one another.
+  // As in the image, once it is built; meanwhile helpers too.
   std::vector<std::unique_ptr<Process>> processes;
   UniqueFd time_namespace;
   std::int64_t monotonic_delta_ns = 0, boottime_delta_ns = 0;
@@ -140,13 +146,7 @@ Result<void> Restorer::prepare_final(const image::Capsule& final) {
 
 // Processes that have ended since go, those that have come since are forked.
 Result<void> Restorer::Impl::build(const image::Capsule& image, bool final) {
-  std::erase_if(processes, [&](const std::unique_ptr<Process>& process) {
-    return std::none_of(
-        image.processes().begin(), image.processes().end(),
-        [&](const image::Process& p) { return p.pid() == process->skeleton.pid(); });
-  });
-  for (const image::Process& p : image.processes())
-    if (!find(static_cast<std::uint32_t>(p.pid())).ok()) TRY(adopt(p));
+  TRY(follow_family(image).with("the family"));
   TRY(private_files.sync(image));
   for (const image::Process& p : image.processes()) {
     Process& process = *TRY(find(static_cast<std::uint32_t>(p.pid())));
@@ -159,17 +159,94 @@ Result<void> Restorer::Impl::build(const image::Capsule& image, bool final) {
   return {};
 }
 
-Result<void> Restorer::Impl::adopt(const image::Process& image) {
+namespace {
+
+std::vector<Relative> relatives(const image::Capsule& image) {
+  std::vector<Relative> all;
+  for (const image::Process& p : image.processes())
+    all.push_back({p.pid(), p.ppid(), p.pgid(), p.sid(), p.child_subreaper()});
+  return all;
+}
+
+std::vector<pid_t> thread_numbers(const image::Capsule& image) {
+  std::vector<pid_t> all;
+  for (const image::Process& p : image.processes())
+    for (const image::Thread& t : p.threads()) all.push_back(t.tid());
+  return all;
+}
+
+const image::Process* in_image(const image::Capsule& image, pid_t pid) {
+  for (const image::Process& p : image.processes())
+    if (p.pid() == pid) return &p;
+  return nullptr;
+}
+
+}  // namespace
+
+Result<void> Restorer::Impl::follow_family(const image::Capsule& image) {
+  const std::vector<Relative> wanted = relatives(image);
+  std::vector<FamilyStep> steps;
+  if (family) {
+    steps = TRY(plan_family_changes(*family, wanted));
+  } else {
+    const sys::ProcStatus status = TRY(sys::read_status(source.init_pid()));
+    const Relative init{status.ns_tgid.back(), 0, status.ns_pgid.back(), status.ns_sid.back()};
+    steps = TRY(plan_family(init, wanted, thread_numbers(image)));
+    family.emplace(init);
+  }
+  for (const FamilyStep& step : steps) {
+    TRY(take(step, image));
+    TRY(family->apply(step));
+  }
+  return {};
+}
+
+Result<void> Restorer::Impl::take(const FamilyStep& step, const image::Capsule& image) {
+  if (step.kind == FamilyStep::Kind::fork) return fork(step, image);
+  Skeleton& skeleton = TRY(find(static_cast<std::uint32_t>(step.pid)))->skeleton;
+  Batch b = skeleton.batch();
+  switch (step.kind) {
+    case FamilyStep::Kind::new_session:
+      b.call(SYS_setsid, "setsid", {});
+      break;
+    case FamilyStep::Kind::subreaper:
+      b.call(SYS_prctl, "prctl(PR_SET_CHILD_SUBREAPER)", {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
+      break;
+    case FamilyStep::Kind::join_group:
+      b.call(SYS_setpgid, "setpgid", {0, static_cast<std::uint64_t>(step.group)});
+      break;
+    case FamilyStep::Kind::end:
+      TRY(skeleton.end());
+      std::erase_if(processes, [&](const auto& p) { return p->skeleton.pid() == step.pid; });
+      return {};
+    case FamilyStep::Kind::end_zombie:
+    case FamilyStep::Kind::fork:
+      return make_error(Errc::internal, "process {}: not a step of a skeleton", step.pid);
+  }
+  return skeleton.run(b).with(fmt::format("process {}", step.pid));
+}
+
+Result<void> Restorer::Impl::fork(const FamilyStep& step, const image::Capsule& image) {
+  auto open = [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); };
+  const image::Process* wanted = in_image(image, step.pid);  // None: a helper.
+  if (step.by != family->members().front().pid) {
+    Process& parent = *TRY(find(static_cast<std::uint32_t>(step.by)));
+    const int exit_signal = wanted != nullptr ? wanted->exit_signal() : SIGCHLD;
+    Skeleton child = TRY(parent.skeleton.fork(step.pid, exit_signal)
+                             .with(fmt::format("process {} of {}", step.pid, step.by)));
+    auto process = std::make_unique<Process>(std::move(child), open);
+    process->in_time_namespace = parent.in_time_namespace;
+    processes.push_back(std::move(process));
+    return {};
+  }
   std::vector<AddressRange> ranges;
-  for (const image::Vma& v : image.mm().vmas()) ranges.push_back({v.start(), v.end()});
-  Skeleton skeleton =
-      TRY(Skeleton::adopt(TRY(source.fork_skeleton(image.pid())), image.pid(), ranges));
+  if (wanted != nullptr)
+    for (const image::Vma& v : wanted->mm().vmas()) ranges.push_back({v.start(), v.end()});
+  Skeleton skeleton = TRY(Skeleton::adopt(TRY(source.fork_skeleton(step.pid)), step.pid, ranges));
   if (sched_getaffinity(skeleton.node_pid(), sizeof cpus, &cpus) != 0)
     return os_error("sched_getaffinity");
   cap_bounding = TRY(sys::read_status(skeleton.node_pid())).cap_bounding;
-  processes.push_back(std::make_unique<Process>(
-      std::move(skeleton),
-      [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); }));
+  processes.push_back(std::make_unique<Process>(std::move(skeleton), open));
   return {};
 }
 
@@ -274,8 +351,6 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   // by this node's clock a sleep would seem to end early. Less than 0: not there yet.
   frozen_ns = godwit::monotonic_ns() + m.monotonic_delta_ns - final.clocks().monotonic_ns();
   TRY(m.private_files.finish(final));
-  for (const image::Process& p : final.processes())
-    TRY(join_session(TRY(m.find(static_cast<std::uint32_t>(p.pid())))->skeleton, p));
   TRY(m.files.open_all(final, frozen_ns));
   for (const image::Process& p : final.processes())
     TRY(m.finish_process(*TRY(m.find(static_cast<std::uint32_t>(p.pid()))), p, final, frozen_ns));

@@ -28,7 +28,7 @@ constexpr std::uint64_t own_bytes = code_bytes_mapped + Arena::bytes;
 constexpr std::int64_t reap_limit_us = 200'000;
 constexpr std::size_t fds_per_message = 200;  // SCM_MAX_FD is 253.
 constexpr unsigned long seize_options =
-    PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
+    PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
 // SIGTRAP must not be blocked while batches run; everything else must.
 constexpr std::uint64_t injection_mask = ~(1ull << (SIGTRAP - 1));
 
@@ -137,14 +137,11 @@ Result<Skeleton> Skeleton::adopt(SkeletonSource::Forked forked, pid_t pid,
   Skeleton s(pid, forked.node_pid, TRY(Arena::create()));
   s.channel_ = std::move(forked.channel);
   s.channel_there_ = forked.channel_there;
-  s.pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, s.node_pid_, 0)));
-  if (!s.pidfd_) return os_error(fmt::format("pidfd_open({})", s.node_pid_));
   TRY(sys::ptrace_seize(s.node_pid_, PTRACE_O_EXITKILL | seize_options));
   TRY(sys::ptrace_interrupt(s.node_pid_));
   TRY(wait_stopped(s.node_pid_, "seize"));
-  s.threads_ = {{pid, s.node_pid_}};
+  TRY(s.open());
   TRY(sys::ptrace_set_sigmask(s.node_pid_, injection_mask));
-  s.mem_ = TRY(open_fd(fmt::format("/proc/{}/mem", s.node_pid_), O_RDWR));
 
   rlimit files{};
   if (prlimit(s.node_pid_, RLIMIT_NOFILE, nullptr, &files) != 0) return os_error("prlimit(NOFILE)");
@@ -160,17 +157,72 @@ Result<Skeleton> Skeleton::adopt(SkeletonSource::Forked forked, pid_t pid,
   return s;
 }
 
+// It is ours, and stands still.
+Result<void> Skeleton::open() {
+  pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, node_pid_, 0)));
+  if (!pidfd_) return os_error(fmt::format("pidfd_open({})", node_pid_));
+  threads_ = {{pid_, node_pid_}};
+  mem_ = TRY(open_fd(fmt::format("/proc/{}/mem", node_pid_), O_RDWR));
+  return {};
+}
+
+// The child begins in a copy of our address space, with the same code at the same place, but with
+// the arena of its parent: until it has its own it executes nothing but calls of the vdso.
+Result<Skeleton> Skeleton::fork(pid_t pid, int exit_signal) {
+  Arena arena = TRY(Arena::create());
+  int raw[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, raw) != 0)
+    return os_error("socketpair(skeleton channel)");
+  UniqueFd ours(raw[0]), childs(raw[1]);
+  const int for_child[] = {childs.get(), arena.fd()};
+  const std::vector<int> there = TRY(pass_fds(for_child));
+  const pid_t node_pid = TRY(clone(0, exit_signal, pid));
+  Skeleton child(pid, node_pid, std::move(arena));
+  TRY(child.open());
+  child.channel_ = std::move(ours);
+  child.channel_there_ = there[0];
+  child.vdso_ = vdso_;
+  child.syscall_offset_ = syscall_offset_;
+  child.code_ = code_;
+  child.arena_.set_remote(arena_.remote());
+  TRY(child.use_own_arena(there[1]));
+  TRY(child.empty());
+  TRY(child.clear_fds(child.channel_there_));
+  Batch b = batch();
+  for (int fd : there) b.call(SYS_close, "close", {static_cast<std::uint64_t>(fd)});
+  TRY(run(b));
+  return child;
+}
+
+Result<void> Skeleton::use_own_arena(int arena_there) {
+  const std::uint64_t place = arena_.remote();
+  const std::int64_t mapped =
+      TRY(single(SYS_mmap, "mmap(arena)",
+                 {place, Arena::bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                  static_cast<std::uint64_t>(arena_there), 0}));
+  INVARIANT(mapped == static_cast<std::int64_t>(place), "arena at {:#x}", mapped);
+  return {};
+}
+
 Skeleton::~Skeleton() {
-  if (released_ || !pidfd_) return;
   // Only a skeleton that never ran ends here; if it is gone already, that's what was wanted.
-  (void)syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
+  if (!released_ && pidfd_) (void)end();
+}
+
+Result<void> Skeleton::end() {
+  released_ = true;
+  if (syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
+    return os_error(fmt::format("pidfd_send_signal({}, SIGKILL)", node_pid_));
+  Result<void> first;
   for (auto t = threads_.rbegin(); t != threads_.rend(); ++t) {
     for (;;) {
       auto stop = sys::wait_stop(t->node_tid, reap_limit_us);
-      if (!stop || stop->exited()) break;
+      if (!stop.ok() && first.ok()) first = std::move(stop).error();
+      if (!stop.ok() || stop->exited()) break;
       if (!sys::ptrace_cont(t->node_tid, 0)) break;
     }
   }
+  return first;
 }
 
 Result<void> Skeleton::locate_vdso() {
@@ -250,6 +302,10 @@ Result<void> Skeleton::empty() {
     constexpr std::uint64_t unregister = 1;
     b.call(SYS_rseq, "rseq", {rseq.address, rseq.size, unregister, rseq.signature});
   }
+  struct {
+    std::uint64_t handler, flags, restorer, mask;
+  } ignore{reinterpret_cast<std::uint64_t>(SIG_IGN), 0, 0, 0};
+  b.call(SYS_rt_sigaction, "rt_sigaction", {SIGCHLD, b.put_value(ignore), 0, sizeof ignore.mask});
   b.call(SYS_set_robust_list, "set_robust_list", {0, 24});
   b.call(SYS_set_tid_address, "set_tid_address", {0});
   std::vector<AddressRange> keep = vdso_.parts;
@@ -391,15 +447,25 @@ Result<void> Skeleton::set_threads(std::span<const pid_t> tids) {
 }
 
 Result<void> Skeleton::create_thread(pid_t tid) {
+  constexpr std::uint64_t flags =
+      CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  const pid_t node_tid = TRY(clone(flags, 0, tid));
+  threads_.push_back({tid, node_tid});
+  return sys::ptrace_set_sigmask(node_tid, injection_mask);
+}
+
+// The answer is the new task as this node sees it: ours, in its first stop.
+Result<pid_t> Skeleton::clone(std::uint64_t flags, int exit_signal, pid_t tid) {
   Batch b = batch();
   clone_args args{};
-  args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  args.flags = flags;
+  args.exit_signal = static_cast<std::uint64_t>(exit_signal);
   args.set_tid = b.put_value(tid);
   args.set_tid_size = 1;
   std::size_t made = b.call(SYS_clone3, "clone3", {b.put_value(args), sizeof args});
   TRY(b.start(node_pid_));
   sys::Stop stop = TRY(wait_stopped(node_pid_, "clone3"));
-  if (stop.event() != PTRACE_EVENT_CLONE) {
+  if (stop.event() != PTRACE_EVENT_CLONE && stop.event() != PTRACE_EVENT_FORK) {
     // It failed, so the batch is at its end already.
     sys::Regs regs = TRY(sys::ptrace_get_regs(node_pid_));
     return os_error(fmt::format("clone3(set_tid={})", tid),
@@ -409,12 +475,11 @@ Result<void> Skeleton::create_thread(pid_t tid) {
   if (ptrace(PTRACE_GETEVENTMSG, node_pid_, nullptr, &child) != 0) {
     return os_error(fmt::format("ptrace(GETEVENTMSG, {})", node_pid_));
   }
-  threads_.push_back({tid, static_cast<pid_t>(child)});
+  TRY(wait_stopped(static_cast<pid_t>(child), "new task"));
   TRY(sys::ptrace_cont(node_pid_, 0));
   TRY(b.wait(node_pid_));
   INVARIANT(b.result(made) == tid, "clone3 made {} for {}", b.result(made), tid);
-  TRY(wait_stopped(static_cast<pid_t>(child), "new thread"));
-  return sys::ptrace_set_sigmask(static_cast<pid_t>(child), injection_mask);
+  return static_cast<pid_t>(child);
 }
 
 Result<void> Skeleton::end_thread(const Thread& thread) {

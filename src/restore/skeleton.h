@@ -1,6 +1,7 @@
-// A process without a program, to be filled: forked by the capsule's init with the right pid,
-// seized by us, emptied. This file knows how to get hold of it and make it do things; what it
-// should become is the business of address_space.h, process_state.h, thread_state.h.
+// A process without a program, to be filled: forked with the right pid by the capsule's init or by
+// the skeleton of its parent, seized by us, emptied. This file knows how to get hold of it and make
+// it do things; what it should become is the business of address_space.h, process_state.h,
+// thread_state.h.
 //
 // Kernel facts used here (measured on 6.18):
 // - A skeleton is a fork of a static program, and glibc has registered an rseq area in it. Once
@@ -14,6 +15,8 @@
 // - The kernel acts on -ERESTART* in rax only when a thread comes out of a signal stop or an event
 //   stop, not out of a syscall stop: `park` leads there.
 // - clone3(set_tid) of a traced thread costs 85 us (stops of both), so threads are made early.
+// - A child that ends while its parent ignores SIGCHLD leaves neither zombie nor signal. Skeletons
+//   do until their handlers are restored: those that are no longer wanted go without a trace.
 #pragma once
 
 #include <sys/types.h>
@@ -53,9 +56,15 @@ class Skeleton {
   // Seizes and empties. `keep_free`: ranges (ascending) where the program will have mappings.
   static Result<Skeleton> adopt(SkeletonSource::Forked forked, pid_t pid,
                                 std::span<const AddressRange> keep_free);
+  // Another one, its child, in its session and process group. `exit_signal`: what the parent gets
+  // at its end. Its areas are where the parent's are: see make_room.
+  Result<Skeleton> fork(pid_t pid, int exit_signal);
   Skeleton(Skeleton&&) = default;
   Skeleton& operator=(Skeleton&&) = delete;
   ~Skeleton();  // Kills it, unless released.
+  // Kills it now: when this returns it is nobody's child any more (init's children may still wait
+  // for init to see it).
+  Result<void> end();
 
   pid_t pid() const { return pid_; }
   pid_t node_pid() const { return node_pid_; }
@@ -107,6 +116,9 @@ class Skeleton {
  private:
   Skeleton(pid_t pid, pid_t node_pid, Arena arena)
       : pid_(pid), node_pid_(node_pid), arena_(std::move(arena)) {}
+  Result<void> open();
+  Result<pid_t> clone(std::uint64_t flags, int exit_signal, pid_t tid);
+  Result<void> use_own_arena(int arena_there);
   Result<void> locate_vdso();
   Result<void> install_arena(std::uint64_t place);
   Result<int> receive_first_fd();

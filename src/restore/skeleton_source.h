@@ -25,6 +25,9 @@ class SkeletonSource {
   // `tree`.
   virtual Result<Forked> fork_skeleton(pid_t pid) = 0;
 
+  // The capsule's init, as this node sees it.
+  virtual pid_t init_pid() const = 0;
+
   // Makes the time namespace for children of init, in which the clocks show this much more than
   // those of this node; the result is for setns in skeletons that exist already. Called at most
   // once.

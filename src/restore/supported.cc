@@ -163,9 +163,7 @@ std::vector<std::string> reasons_against(const image::Capsule& capsule, bool fin
     reasons.push_back(
         fmt::format("image version {}, this is version {}", capsule.version(), image_version));
   }
-  if (capsule.processes_size() != 1) {
-    reasons.push_back(fmt::format("a tree of {} processes", capsule.processes_size()));
-  }
+  if (capsule.processes_size() == 0) reasons.push_back("no processes");
   for (const image::Process& p : capsule.processes()) check_process(p, final, reasons);
   for (const std::string& feature :
        sys::kernel_feature_names(kernel_needs(capsule) & ~sys::kernel_features()))

@@ -43,6 +43,7 @@ class TestShell final : public SkeletonSource {
   Result<void> write_byte(char byte);
 
   Result<Forked> fork_skeleton(pid_t pid) override;
+  pid_t init_pid() const override { return init_pid_; }
   Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns,
                               std::int64_t boottime_delta_ns) override;
   Result<UniqueFd> stdio(std::uint32_t index, bool original) override;

@@ -186,7 +186,7 @@ class Pair:
         return self.machines[start].run(
             "/usr/bin/python3", "/opt/godwit/tests/system/run_tracee.py", "moved",
             "--programs", PROGRAMS, "--godwit", GODWIT, "--user", str(uid),
-            "--modes", ",".join(modes), "--nodes", f"{start},{other}", case.name,
+            "--modes", ",".join(modes), "--nodes", f"{start},{other}", "--kernels-differ", case.name,
             env={"GODWIT_SOCKET": SOCKET, "PYTHONDONTWRITEBYTECODE": "1",
                  "GODWIT_TEST_LIMIT_FACTOR": str(LIMIT_FACTOR)},
             limit_s=limit_s)
