@@ -304,6 +304,11 @@ Result<std::string> InitClient::relay_get() {
   return out;
 }
 
+Result<void> InitClient::make_terminal() {
+  TRY(request(Message::terminal, 0, 0));
+  return {};
+}
+
 Result<void> InitClient::relay_put(const std::string& state) {
   UniqueFd memfd = TRY(memfd_with("godwit-relay", state));
   int fd = memfd.get();

@@ -90,6 +90,8 @@ class InitClient {
   Result<std::string> relay_get();
   Result<void> relay_put(const std::string& state);
   Result<void> relay_go();
+  // Makes the terminal that relay_put will fill, unless it is there already.
+  Result<void> make_terminal();
 
   Result<Attached> attach(std::uint64_t out_from = no_value);
   Result<void> detach();

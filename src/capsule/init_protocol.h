@@ -51,6 +51,8 @@ enum class Message : std::uint32_t {
       18,  // a: from. -> a: number of the first byte given, b: stream; payload, empty at the end.
   shutdown = 19,  // Everything in the capsule is killed, init ends.
   hostname = 20,  // payload: the name. Of a shell that was made before its capsule was known.
+  terminal = 21,  // Makes the pty, if it isn't there, before relay_put fills it: a session's leader
+                  // must have it before the leader's children are made.
 
   // Streams: no answer.
   stdin_data = 100,  // a: number of the first byte; payload. Only from the attached client.

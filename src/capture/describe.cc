@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <set>
 
 #include "base/clock.h"
 #include "base/io.h"
@@ -23,6 +24,7 @@ namespace godwit::capture {
 namespace {
 
 constexpr std::uint32_t image_version = 1;
+constexpr int live_looks_max = 100;
 
 void describe_creds(const sys::ProcStatus& s, image::Creds& creds) {
   creds.set_ruid(s.uids[0]), creds.set_euid(s.uids[1]), creds.set_suid(s.uids[2]),
@@ -83,6 +85,7 @@ Result<void> describe_process_outside(pid_t pid, FileTable& files, const image::
   out.set_coredump_filter(
       static_cast<std::uint64_t>(TRY(sys::read_number(pid, "coredump_filter", 16))));
   out.set_exit_signal(static_cast<std::int32_t>(stat.exit_signal));
+  out.set_controlling_terminal(stat.tty_nr != 0);
   // "/autogroup-25 nice 0"; absent without CONFIG_SCHED_AUTOGROUP.
   if (Result<std::string> group = read_file(sys::proc_path(pid, "autogroup")); group.ok())
     if (std::size_t at = group->find("nice "); at != std::string::npos)
@@ -151,35 +154,76 @@ Result<void> describe_common(pid_t any_pid, image::Capsule& capsule) {
   return {};
 }
 
-}  // namespace
+Result<void> describe_running(pid_t pid, FileTable& files, image::Process& out) {
+  TRY(describe_process_outside(pid, files, nullptr, out));
+  for (pid_t tid : TRY(sys::list_threads(pid))) {
+    Result<sys::ProcStatus> thread = sys::read_status(pid, tid);
+    if (!thread.ok() && thread.error().code() == Errc::tracee_gone) continue;
+    describe_thread_outside(TRY(std::move(thread)), *out.add_threads());
+  }
+  return {};
+}
 
-Result<LiveDescription> describe_live(const TreeRef& tree) {
-  LiveDescription live;
+// A control group doesn't list the dead, but their parent still owes them a wait. (The capsule's
+// init waits for its own at once.)
+Result<void> describe_zombies(pid_t parent, image::Capsule& capsule) {
+  for (pid_t pid : TRY(sys::list_children(parent))) {
+    sys::ProcStatus status = TRY(sys::read_status(pid));
+    if (status.state != 'Z' || status.threads > 1) continue;
+    sys::ProcStat stat = TRY(sys::read_stat(pid, pid));
+    image::Zombie& zombie = *capsule.add_zombies();
+    zombie.set_pid(status.ns_tgid.back());
+    zombie.set_ppid(TRY(sys::read_status(parent)).ns_tgid.back());
+    zombie.set_pgid(status.ns_pgid.back());
+    zombie.set_sid(status.ns_sid.back());
+    zombie.set_wait_status(stat.exit_code);
+    zombie.set_exit_signal(static_cast<std::int32_t>(stat.exit_signal));
+    zombie.set_uid(status.uids[0]);
+    zombie.set_comm(status.name);
+  }
+  return {};
+}
+
+// `ended`: one did while it was looked at, which may fail in any way, or look like something else.
+Result<void> describe_once(const TreeRef& tree, LiveDescription& live, bool& ended) {
   FileTable files(tree, live.capsule, false);
-  std::vector<pid_t> pids;
+  std::set<pid_t> pids;
   for (pid_t tid : TRY(list_tree_threads(tree))) {
     Result<sys::ProcStatus> status = sys::read_status(tid);
     if (!status.ok() && status.error().code() == Errc::tracee_gone) continue;
-    if (pid_t pid = TRY(std::move(status)).tgid;
-        std::find(pids.begin(), pids.end(), pid) == pids.end())
-      pids.push_back(pid);
+    pids.insert(TRY(std::move(status)).tgid);
   }
-  if (pids.empty()) return make_error(Errc::tracee_gone, "no process in {}", tree.freezer_path);
   for (pid_t pid : pids) {
     image::Process& process = *live.capsule.add_processes();
-    TRY(describe_process_outside(pid, files, nullptr, process)
-            .with(fmt::format("process {}", pid)));
-    for (pid_t tid : TRY(sys::list_threads(pid))) {
-      Result<sys::ProcStatus> thread = sys::read_status(pid, tid);
-      if (!thread.ok() && thread.error().code() == Errc::tracee_gone) continue;
-      describe_thread_outside(TRY(std::move(thread)), *process.add_threads());
+    Result<void> described = describe_running(pid, files, process);
+    if (sys::is_exiting(pid)) {
+      ended = true;
+      continue;
     }
+    TRY(std::move(described).with(fmt::format("process {}", pid)));
     live.node_pids[process.pid()] = pid;
   }
+  if (ended || live.node_pids.empty()) return {};
   TRY(files.pipes().describe(live.capsule));
-  TRY(describe_common(pids.front(), live.capsule));
+  TRY(describe_common(live.node_pids.begin()->second, live.capsule));
   live.private_file_places = std::move(files).places();
-  return live;
+  return {};
+}
+
+}  // namespace
+
+// What a process that ended meanwhile has left in the tables can't be told from what others have.
+Result<LiveDescription> describe_live(const TreeRef& tree) {
+  for (int looks = 1;; ++looks) {
+    LiveDescription live;
+    bool ended = false;
+    TRY(describe_once(tree, live, ended));
+    if (live.node_pids.empty())
+      return make_error(Errc::tracee_gone, "no process in {}", tree.freezer_path);
+    if (!ended) return live;
+    if (looks == live_looks_max)
+      return make_error(Errc::timeout, "processes come and go faster than they can be looked at");
+  }
 }
 
 namespace {
@@ -204,6 +248,25 @@ Result<void> describe_frozen(FrozenTree& tree, FrozenProcess& process, FileTable
   return describe_inside(tree, process, out);
 }
 
+// Groups have only this node's numbers there, and their first members may be gone.
+Result<void> describe_foreground(std::span<const FrozenProcess> processes,
+                                 image::Capsule& capsule) {
+  std::map<pid_t, pid_t> groups;
+  std::map<pid_t, pid_t> foregrounds;  // By session leader, in the capsule's numbers.
+  for (const FrozenProcess& process : processes) {
+    const sys::ProcStat stat = TRY(sys::read_stat(process.pid, process.pid));
+    const image::Process* image = find_process(&capsule, process.pid_inside);
+    groups[stat.pgrp] = image->pgid();
+    if (stat.tty_nr != 0 && image->sid() == image->pid())
+      foregrounds[process.pid_inside] = stat.tty_group;
+  }
+  for (image::Process& process : *capsule.mutable_processes())
+    if (auto tty = foregrounds.find(process.pid()); tty != foregrounds.end())
+      if (auto group = groups.find(tty->second); group != groups.end())
+        process.set_foreground_group(group->second);
+  return {};
+}
+
 }  // namespace
 
 Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule* earlier) {
@@ -217,7 +280,12 @@ Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule*
         *this, process, files, find_process(earlier, process.pid_inside), *capsule.add_processes());
     TRY(gone_if_dead(process.pid, std::move(described))
             .with(fmt::format("process {}", process.pid_inside)));
+    TRY(describe_zombies(process.pid, capsule));
   }
+  TRY(describe_foreground(processes_, capsule));
+  for (image::Process& process : *capsule.mutable_processes())
+    if (process.stop_signal() != 0)
+      process.set_stop_waited_for(TRY(is_stop_waited_for(*this, process.ppid(), process.pid())));
   TRY(files.pipes().describe_with_content(capsule));
   TRY(describe_common(processes_.front().pid, capsule));
   private_file_places_ = std::move(files).places();

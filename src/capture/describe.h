@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,8 @@ Result<LiveDescription> describe_live(const TreeRef& tree);
 // Every reason why the tree can't move, in words for people, with the thread or descriptor. Touches
 // nothing.
 Result<std::vector<std::string>> preflight(const TreeRef& tree);
+// The same of these processes only, as this node numbers them; they may stand, stopped by us.
+Result<std::vector<std::string>> preflight(const TreeRef& tree, const std::set<pid_t>& pids);
 
 // The same for what only the program itself can be asked: stops it for about half a millisecond and
 // injects. Preconditions: preflight found nothing; the tree runs, and nobody else stops it.
@@ -34,6 +37,12 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree);
 Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
                                                   std::vector<sys::InterruptedSleep>& sleeps,
                                                   std::uint64_t* kernel_needs = nullptr);
+
+// The same of some processes of a tree that stands still, for those that have come, or executed
+// another program, since the rest was asked.
+Result<std::vector<std::string>> preflight_inside(const TreeRef& tree, FrozenTree& frozen,
+                                                  const std::set<pid_t>& pids,
+                                                  std::uint64_t* kernel_needs);
 
 // A userfaultfd of the process, made inside it and fetched here; inside, it is closed again.
 // UFFDIO_API hasn't been called. A full one where the process may have it, else one for user mode

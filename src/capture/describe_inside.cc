@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -471,10 +472,7 @@ Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Pr
   INVARIANT(out.threads_size() == static_cast<int>(process.threads.size()));
   for (int i = 0; i < out.threads_size(); ++i) {
     const FrozenThread& thread = process.threads[static_cast<std::size_t>(i)];
-    if (thread.stopped_by_signal)
-      return make_error(Errc::refused,
-                        "process {} is stopped by a signal, and can't move until it is continued",
-                        process.pid_inside);
+    if (thread.stop_signal != 0) out.set_stop_signal(thread.stop_signal);
     TRY(from_ptrace(thread, *out.mutable_threads(i))
             .with(fmt::format("thread {}", thread.tid_inside)));
     TRY(from_system_calls(thread, *out.mutable_threads(i))
@@ -509,6 +507,23 @@ Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Pr
     out.mutable_threads(i)->set_regs(&regs, sizeof regs);
   }
   return {};
+}
+
+Result<bool> is_stop_waited_for(FrozenTree& tree, pid_t parent, pid_t stopped) {
+  Result<FrozenProcess*> found = tree.find(parent);
+  if (!found.ok()) return true;
+  FrozenProcess& process = **found;
+  sys::RemoteProcess* remote = TRY(tree.remote(process));
+  TRY(remote->map_arena(process.threads.front()));
+  sys::RemoteBatch batch(*remote);
+  const RemoteAddr info = batch.space(sizeof(siginfo_t));
+  const std::size_t asked =
+      batch.call(SYS_waitid, P_PID, stopped, info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+  TRY(remote->run(process.threads.front(), batch));
+  TRY(remote->unmap_arena(process.threads.front()));
+  if (batch.result(asked) < 0)
+    return make_error(Errc::os, "waitid({}): {}", stopped, batch.result(asked));
+  return batch.get<siginfo_t>(info).si_pid != stopped;
 }
 
 }  // namespace godwit::capture

@@ -11,4 +11,8 @@ namespace godwit::capture {
 // process.threads.
 Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Process& out);
 
+// Of a process that a signal has stopped (all numbers the capsule's): whether its parent has been
+// told so by wait(2), or would be. Asks the parent; true where that isn't in the tree.
+Result<bool> is_stop_waited_for(FrozenTree& tree, pid_t parent, pid_t stopped);
+
 }  // namespace godwit::capture

@@ -74,6 +74,21 @@ std::string freeze_file(const TreeRef& tree) {
 
 bool is_gone(const Error& error) { return error.code() == Errc::tracee_gone; }
 
+// Whoever called vfork(2) (posix_spawn(3) does) waits uninterruptibly until its child has executed
+// something or ended: no stop reaches it, and while the child stands it never comes out.
+bool waits_in_vfork(pid_t tid) {
+  Result<sys::ProcStat> stat = sys::read_stat(tid, tid);
+  if (!stat.ok() || stat->state != 'D') return false;
+  Result<sys::ProcSyscall> call = sys::read_syscall(tid, tid);
+  return call.ok() && !call->running &&
+         (call->nr == SYS_vfork || call->nr == SYS_clone || call->nr == SYS_clone3);
+}
+
+constexpr std::int64_t vfork_look_us = 3'000;        // After which a thread is suspected of it.
+constexpr timespec vfork_pause{0, 1'000'000};        // For the child to get through.
+constexpr std::int64_t vfork_limit_us = 5'000'000;   // Some children do more than to execute.
+constexpr std::int64_t vfork_let_go_us = 1'000'000;  // See let_go_of_all().
+
 }  // namespace
 
 bool repair_interrupted_call(sys::Regs& regs) {
@@ -283,6 +298,14 @@ Result<bool> FrozenTree::seize_new(std::vector<Known>& known) {
   return any;
 }
 
+Result<sys::Stop> FrozenTree::first_stop(pid_t tid) {
+  Result<sys::Stop> stop = sys::wait_stop(tid, vfork_look_us);
+  if (stop.ok() || stop.error().code() != Errc::timeout) return stop;
+  vforking_ = waits_in_vfork(tid);
+  if (vforking_) return make_error(Errc::timeout, "thread {} waits in vfork(2)", tid);
+  return sys::wait_stop(tid, sys::stop_limit_us);
+}
+
 Result<void> FrozenTree::collect(Known& k) {
   if (k.pid == 0) {
     sys::ProcStatus s = TRY(sys::read_status(k.tid));
@@ -291,9 +314,9 @@ Result<void> FrozenTree::collect(Known& k) {
   FrozenThread thread;
   // A signal on its way is delivered before the stop that we asked for.
   while (true) {
-    sys::Stop stop = TRY(sys::wait_stop(k.tid, sys::stop_limit_us));
+    sys::Stop stop = TRY(first_stop(k.tid));
     if (stop.exited()) return make_error(Errc::tracee_gone, "thread {} ended", k.tid);
-    thread.stopped_by_signal = stop.signal() != SIGTRAP;
+    thread.stop_signal = stop.signal() == SIGTRAP ? 0 : stop.signal();
     if (stop.is_interrupt()) break;
     TRY(sys::ptrace_cont(k.tid, stop.at_signal() ? stop.signal() : 0));
   }
@@ -384,7 +407,7 @@ Result<void> FrozenTree::leave_vdso() {
         ::nanosleep(&vdso_pause, nullptr);
         TRY(sys::ptrace_interrupt(thread.tid));
         const sys::Stop stop = TRY(wait_interrupted(thread.tid));
-        thread.stopped_by_signal = stop.signal() != SIGTRAP;
+        thread.stop_signal = stop.signal() == SIGTRAP ? 0 : stop.signal();
         thread.regs = TRY(sys::ptrace_get_regs(thread.tid));
         if (repair_interrupted_call(thread.regs) ||
             TRY(abort_restartable_sequence(thread.tid, thread.regs)))
@@ -510,13 +533,37 @@ Result<void> FrozenTree::thaw(std::vector<sys::InterruptedSleep>* sleeps) {
     return std::none_of(processes_.begin(), processes_.end(),
                         [&](const FrozenProcess& process) { return process.pid == tid; });
   });
-  for (pid_t tid : seized_) undone = insist([&] { return let_go(tid); }) && undone;
-  seized_.clear();
-  undone = insist([&] { return unhold(); }) && undone;
+  undone = let_go_of_all().ok() && undone;
   processes_.clear();
   if (undone) return {};
   LOG(error, "{} can't be let go; this process ends, for recover() to do it", tree_.freezer_path);
   std::abort();
+}
+
+// Who waits in vfork(2) can stop, to be let go of, only once its child goes on. Should it still
+// wait by then, its stop is left asked for: it has no call that we could have interrupted, and the
+// end of this process lets go of it too.
+Result<void> FrozenTree::let_go_of_all() {
+  bool undone = true;
+  std::vector<pid_t> waiting;
+  for (pid_t tid : std::exchange(seized_, {})) {
+    if (!complete_ && waits_in_vfork(tid))
+      waiting.push_back(tid);
+    else
+      undone = insist([&] { return let_go(tid); }) && undone;
+  }
+  undone = insist([&] { return unhold(); }) && undone;
+  for (const std::int64_t began = monotonic_us(); !waiting.empty();) {
+    std::erase_if(waiting, [&](pid_t tid) {
+      if (waits_in_vfork(tid)) return false;
+      undone = insist([&] { return let_go(tid); }) && undone;
+      return true;
+    });
+    if (monotonic_us() - began > vfork_let_go_us) break;
+    if (!waiting.empty()) ::nanosleep(&vfork_pause, nullptr);
+  }
+  if (!undone) return make_error(Errc::internal, "not all threads were let go of");
+  return {};
 }
 
 // A freezer that was put on has kicked every thread out of its system call; also those that we
@@ -539,29 +586,40 @@ void FrozenTree::seize_rest() {
   }
 }
 
-Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
-  FrozenTree tree(ref);
+Result<void> FrozenTree::stop_all(const FreezeHints& hints) {
   std::optional<SleepClock> clock;
   if (hints.measure_sleeps) clock = SleepClock::calibrate();
-  std::vector<FrozenTree::Known> known = TRY(tree.look_before(hints, clock));
+  std::vector<Known> known = TRY(look_before(hints, clock));
   if (hints.stopping) hints.stopping();
-  tree.frozen_at_ns_ = monotonic_ns();
-  if (ref.freezer_v2) TRY(tree.hold());
-  if (clock && tree.all_frozen())
-    for (auto& k : known)
-      if (k.sleep) clock->confirm(*k.sleep, tree.frozen_at_ns_);
-  TRY(tree.seize_all(known));
-  for (FrozenProcess& process : tree.processes_) {
+  frozen_at_ns_ = monotonic_ns();
+  if (tree_.freezer_v2) TRY(hold());
+  if (clock && all_frozen())
+    for (Known& k : known)
+      if (k.sleep) clock->confirm(*k.sleep, frozen_at_ns_);
+  TRY(seize_all(known));
+  for (FrozenProcess& process : processes_) {
     process.pidfd = TRY(sys::open_pidfd(process.pid));
     std::sort(
         process.threads.begin() + 1, process.threads.end(),
         [](const FrozenThread& a, const FrozenThread& b) { return a.tid_inside < b.tid_inside; });
   }
   // From here every context is one that the kernel continues rightly without us.
-  TRY(tree.unhold());
-  TRY(tree.settle_orphans());
-  if (hints.leave_vdso) TRY(tree.leave_vdso());
-  return tree;
+  TRY(unhold());
+  TRY(settle_orphans());
+  if (hints.leave_vdso) TRY(leave_vdso());
+  return {};
+}
+
+Result<FrozenTree> freeze(const TreeRef& ref, const FreezeHints& hints) {
+  for (const std::int64_t began = monotonic_us();;) {
+    FrozenTree tree(ref);
+    Result<void> stopped = tree.stop_all(hints);
+    if (stopped.ok()) return tree;
+    if (!tree.vforking_ || monotonic_us() - began > vfork_limit_us)
+      return std::move(stopped).error();
+    TRY(tree.thaw());
+    ::nanosleep(&vfork_pause, nullptr);
+  }
 }
 
 Result<void> recover(const TreeRef& ref) {

@@ -51,7 +51,7 @@ struct FrozenThread : sys::StoppedThread {
   // CLOCK_MONOTONIC (of this process) since when it has been in its system call: never earlier than
   // the truth, so that a timeout computed from it never ends early.
   std::optional<std::int64_t> asleep_since_ns;
-  bool stopped_by_signal = false;  // SIGSTOP or the like holds it; it stays so when it is thawed.
+  int stop_signal = 0;  // Not 0: SIGSTOP or the like holds it; it stays so when it is thawed.
   UniqueFd status;  // /proc/PID/task/TID/status, opened while the program still ran; may be empty.
   std::int64_t stopped_at_ns =
       0;  // CLOCK_MONOTONIC when it was seen to stand: it has stood since before.
@@ -126,6 +126,9 @@ class FrozenTree {
   Result<bool> seize_one(pid_t tid, std::int64_t patience_us);
   void seize_rest();
   Result<void> collect(Known& known);
+  Result<sys::Stop> first_stop(pid_t tid);
+  Result<void> stop_all(const FreezeHints& hints);
+  Result<void> let_go_of_all();
   Result<void> settle_orphans();
   Result<void> leave_vdso();
   Result<void> unhold();
@@ -142,6 +145,7 @@ class FrozenTree {
   std::int64_t frozen_at_ns_ = 0;
   bool held_ = false;      // The cgroup is frozen by us.
   bool complete_ = false;  // Every thread is in `seized_`, and its stop was looked at.
+  bool vforking_ = false;  // A thread was met that can't stop: see waits_in_vfork().
   bool committed_ = false;
 };
 

@@ -311,10 +311,6 @@ TEST(Freeze, StoppedProgramStaysStopped) {
   ASSERT_EQ(::kill(tree->pid(), SIGSTOP), 0);
   int status = 0;
   ASSERT_EQ(::waitpid(tree->pid(), &status, WUNTRACED), tree->pid());
-  Result<std::vector<std::string>> reasons = preflight(tree->ref());
-  ASSERT_TRUE(reasons.ok());
-  ASSERT_FALSE(reasons->empty());
-  EXPECT_NE((*reasons)[0].find("stopped by a signal"), std::string::npos);
   for (int i = 0; i < 20; ++i) {
     Result<void> done = freeze_and_inject(tree->ref(), 3, true);
     ASSERT_TRUE(done.ok()) << done.error().what();
@@ -330,8 +326,8 @@ TEST(Freeze, StoppedProgramStaysStopped) {
   ASSERT_TRUE(frozen.ok()) << frozen.error().what();
   image::Capsule capsule;
   Result<void> described = frozen->describe(capsule);
-  ASSERT_FALSE(described.ok());
-  EXPECT_EQ(described.error().code(), Errc::refused);
+  ASSERT_TRUE(described.ok()) << described.error().what();
+  EXPECT_EQ(capsule.processes(0).stop_signal(), SIGSTOP);
   ASSERT_TRUE(frozen->thaw().ok());
   ASSERT_EQ(::kill(tree->pid(), SIGCONT), 0);
   Result<void> alive = tree->await_beats();

@@ -25,11 +25,11 @@
 #include "sys/pidfd.h"
 #include "sys/protection_keys.h"
 #include "sys/thread_attr.h"
+#include "sys/tracing.h"
 
 namespace godwit::capture {
 namespace {
 
-constexpr std::uint32_t pf_exiting = 0x00000004;
 constexpr std::uint32_t pf_io_worker = 0x00000010;
 constexpr std::uint64_t user_addresses_end = 0x7ffffffff000;  // With four-level page tables.
 constexpr int exec_looks_max = 100;
@@ -192,8 +192,8 @@ Result<void> check_thread(const TreeRef& tree, pid_t pid, pid_t tid, Reasons& re
     refuse("has ended, and others go on without it, which can't move yet");
     return {};
   }
-  if (s.state == 'T') refuse("is stopped by a signal, and can't move until it is continued");
-  if (s.tracer != 0) refuse(fmt::format("is traced by process {}", s.tracer));
+  if (s.tracer != 0 && !sys::is_our_tracee(tid))
+    refuse(fmt::format("is traced by process {}", s.tracer));
   if (s.shadow_stack) refuse("has a shadow stack");
   if (TRY(sys::read_stat(pid, tid)).flags & pf_io_worker)
     refuse("is a kernel worker of an io_uring");
@@ -214,11 +214,7 @@ Result<void> check_threads(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   for (pid_t tid : TRY(sys::list_threads(pid))) {
     Reasons of_thread;
     Result<void> checked = check_thread(tree, pid, tid, of_thread);
-    if (tid != pid && !(checked.ok() && of_thread.empty())) {
-      Result<sys::ProcStat> stat = sys::read_stat(pid, tid);
-      if (!stat.ok() && stat.error().code() == Errc::tracee_gone) continue;
-      if (TRY(std::move(stat)).flags & pf_exiting) continue;
-    }
+    if (tid != pid && !(checked.ok() && of_thread.empty()) && sys::is_exiting(tid)) continue;
     TRY(std::move(checked));
     reasons.take_over(std::move(of_thread));
   }
@@ -253,26 +249,6 @@ Result<void> check_memory_policies(pid_t pid, pid_t inside, std::uint64_t vdso, 
   return {};
 }
 
-// A control group doesn't list the dead, but their parent still owes them a wait.
-Result<void> check_dead_children(pid_t pid, pid_t tid, pid_t inside, Reasons& reasons) {
-  Result<std::string> text = read_file(sys::proc_path(pid, tid, "children"));
-  if (!text.ok()) {
-    // ENOENT: the thread has ended meanwhile (or a kernel without CONFIG_PROC_CHILDREN).
-    if (text.error().sys_errno() == ENOENT || text.error().sys_errno() == ESRCH) return {};
-    return std::move(text).error();
-  }
-  std::istringstream numbers(*text);
-  for (pid_t child = 0; numbers >> child;) {
-    Result<sys::ProcStatus> status = sys::read_status(child);
-    if (status.ok() && status->state == 'Z')
-      reasons.add(
-          "process {} has a child {} ({}) that has ended and wasn't waited for, which can't move "
-          "yet",
-          inside, status->ns_pid.back(), status->name);
-  }
-  return {};
-}
-
 Result<void> check_security(pid_t pid, pid_t inside, Reasons& reasons) {
   Result<std::string> label =
       read_file(sys::proc_path(pid, "attr/current"));  // EINVAL without an LSM.
@@ -303,7 +279,6 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   if (::pread(exe.get(), &elf_class, 1, 4) == 1 && elf_class != 2)
     reasons.add("process {} is a 32-bit program, which can't move", inside);
   TRY(check_threads(tree, pid, reasons));
-  for (pid_t tid : TRY(sys::list_threads(pid))) TRY(check_dead_children(pid, tid, inside, reasons));
   for (int fd : TRY(sys::list_fds(pid))) {
     Result<void> checked = check_descriptor(tree, pid, inside, fd, reasons);
     // Closed since it was listed.
@@ -325,11 +300,6 @@ Result<void> check_process(const TreeRef& tree, pid_t pid, Reasons& reasons) {
   return check_security(pid, inside, reasons);
 }
 
-bool is_exiting(pid_t pid) {
-  Result<sys::ProcStat> stat = sys::read_stat(pid, pid);
-  return !stat.ok() || (stat->flags & pf_exiting) != 0;
-}
-
 // Two of them that share something; none: {0, 0}. kcmp(2) tells an order, so each is compared with
 // a few.
 Result<std::pair<pid_t, pid_t>> find_sharing(const std::set<pid_t>& pids, sys::KcmpType type) {
@@ -344,7 +314,8 @@ Result<std::pair<pid_t, pid_t>> find_sharing(const std::set<pid_t>& pids, sys::K
       if (skipped && order.error().code() != Errc::tracee_gone) return std::move(order).error();
       if (skipped) continue;
       // Whoever is on its way out has nothing left, which looks like having the same.
-      if (*order == 0 && !is_exiting(pid) && !is_exiting(*middle)) return std::pair(*middle, pid);
+      if (*order == 0 && !sys::is_exiting(pid) && !sys::is_exiting(*middle))
+        return std::pair(*middle, pid);
       skipped = *order == 0;
       (*order == 1 ? high : low) = *order == 1 ? middle : middle + 1;
     }
@@ -380,14 +351,23 @@ Result<void> check_sharing(const std::set<pid_t>& pids, Reasons& reasons) {
 }  // namespace
 
 Result<std::vector<std::string>> preflight(const TreeRef& tree) {
-  Reasons reasons;
   std::set<pid_t> pids;
   for (pid_t tid : TRY(list_tree_threads(tree))) {
     Result<sys::ProcStatus> status = sys::read_status(tid);
     if (!status.ok() && status.error().code() == Errc::tracee_gone) continue;
     pids.insert(TRY(std::move(status)).tgid);
   }
-  if (pids.empty()) reasons.add("the program has ended");
+  std::vector<std::string> reasons = TRY(preflight(tree, pids));
+  if (reasons.empty() && std::all_of(pids.begin(), pids.end(), sys::is_exiting))
+    reasons.push_back("the program has ended");
+  if (tree.init_pid != 0)
+    for (std::string& reason : TRY(ipc_reasons(tree.init_pid)))
+      reasons.push_back(std::move(reason));
+  return reasons;
+}
+
+Result<std::vector<std::string>> preflight(const TreeRef& tree, const std::set<pid_t>& pids) {
+  Reasons reasons;
   TRY(check_sharing(pids, reasons));
   for (pid_t pid : pids) {
     // Where the leader has ended and others go on, /proc/PID has neither exe nor mm nor
@@ -398,13 +378,13 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree) {
                   leader->ns_tgid.back());
       continue;
     }
-    Result<void> checked = check_process(tree, pid, reasons);
-    if (checked.ok()) continue;
-    if (checked.error().code() != Errc::tracee_gone) return std::move(checked).error();
-    reasons.add("process {} ended while it was looked at", pid);
+    Reasons of_process;
+    Result<void> checked = check_process(tree, pid, of_process);
+    // One that ends while it is looked at fails in as many ways as there are ways to look.
+    if (sys::is_exiting(pid)) continue;
+    TRY(std::move(checked));
+    reasons.take_over(std::move(of_process));
   }
-  if (tree.init_pid != 0)
-    for (const std::string& reason : TRY(ipc_reasons(tree.init_pid))) reasons.add("{}", reason);
   return std::move(reasons).take();
 }
 

@@ -339,4 +339,16 @@ Result<std::vector<std::string>> preflight_inside(const TreeRef& tree,
   return reasons;
 }
 
+Result<std::vector<std::string>> preflight_inside(const TreeRef& tree, FrozenTree& frozen,
+                                                  const std::set<pid_t>& pids,
+                                                  std::uint64_t* kernel_needs) {
+  std::vector<std::string> reasons;
+  std::uint64_t needs = 0;
+  Witnesses witnesses(tree.init_pid);
+  for (FrozenProcess& process : frozen.processes())
+    if (pids.contains(process.pid)) TRY(look(frozen, process, witnesses, reasons, needs));
+  if (kernel_needs != nullptr) *kernel_needs |= needs;
+  return reasons;
+}
+
 }  // namespace godwit::capture

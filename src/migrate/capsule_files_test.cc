@@ -103,9 +103,9 @@ TEST_F(CapsuleFilesTest, ANamelessFileThatGetsANameIsAnotherObject) {
   ASSERT_EQ(before.private_files_size(), 1);
   EXPECT_EQ(still.private_files(0).id(), before.private_files(0).id());
   const std::string way = "/proc/self/fd/" + std::to_string(fd.get());
-  ASSERT_EQ(::linkat(AT_FDCWD, way.c_str(), AT_FDCWD, (root_ + "/tmp/named").c_str(),
-                     AT_SYMLINK_FOLLOW),
-            0);
+  ASSERT_EQ(
+      ::linkat(AT_FDCWD, way.c_str(), AT_FDCWD, (root_ + "/tmp/named").c_str(), AT_SYMLINK_FOLLOW),
+      0);
   ASSERT_TRUE(files.collect(after, pids).ok());
   ASSERT_EQ(after.private_files_size(), 1);
   const image::PrivateFile& file = after.private_files(0);

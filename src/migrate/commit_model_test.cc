@@ -22,20 +22,28 @@ enum class Flight : std::uint8_t { none, running, refused, lost, draining };
 
 Flight flight_of(Answer answer) {
   switch (answer) {
-    case Answer::running: return Flight::running;
-    case Answer::refused: return Flight::refused;
-    case Answer::lost: return Flight::lost;
-    case Answer::draining: return Flight::draining;
+    case Answer::running:
+      return Flight::running;
+    case Answer::refused:
+      return Flight::refused;
+    case Answer::lost:
+      return Flight::lost;
+    case Answer::draining:
+      return Flight::draining;
   }
   return Flight::none;
 }
 
 Answer answer_of(Flight flight) {
   switch (flight) {
-    case Flight::running: return Answer::running;
-    case Flight::refused: return Answer::refused;
-    case Flight::draining: return Answer::draining;
-    default: return Answer::lost;
+    case Flight::running:
+      return Answer::running;
+    case Flight::refused:
+      return Answer::refused;
+    case Flight::draining:
+      return Answer::draining;
+    default:
+      return Answer::lost;
   }
 }
 
@@ -89,7 +97,8 @@ void source_acts(State& s, SourceAction action) {
       s.record = TargetState::granted;
       break;
     case SourceAction::lost:
-    case SourceAction::ask: break;
+    case SourceAction::ask:
+      break;
   }
 }
 
@@ -190,7 +199,9 @@ void daemon_steps(const State& s, std::vector<Step>& out) {
       case TargetAction::refuse_and_destroy:
         n.record = TargetState::refused;
         [[fallthrough]];
-      case TargetAction::destroy: n.target_copy = Copy::none; break;
+      case TargetAction::destroy:
+        n.target_copy = Copy::none;
+        break;
     }
     out.push_back({"target daemon recovers", n, false});
   }

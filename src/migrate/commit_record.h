@@ -20,12 +20,12 @@
 namespace godwit::migrate {
 
 struct RecordContent {
-  std::uint32_t state = 0;   // SourceState or TargetState.
+  std::uint32_t state = 0;  // SourceState or TargetState.
   Epoch epoch;
-  std::string boot;          // Incarnation of the node that the record speaks of: source journals
-                             // hold the target's, target records their own. At most 40 bytes.
-  std::int32_t worker_pid = 0;            // In the node's PID namespace,
-  std::uint64_t worker_start_ticks = 0;   // with its start time, since PIDs are reused.
+  std::string boot;  // Incarnation of the node that the record speaks of: source journals
+                     // hold the target's, target records their own. At most 40 bytes.
+  std::int32_t worker_pid = 0;           // In the node's PID namespace,
+  std::uint64_t worker_start_ticks = 0;  // with its start time, since PIDs are reused.
 };
 
 // Threads: any; each call locks the file. Errors: Errc::os; Errc::invalid for a damaged record.

@@ -1,24 +1,20 @@
 #include "migrate/exec_watches.h"
 
-#include "sys/proc.h"
-
 namespace godwit::migrate {
 
-Result<void> ExecWatches::add(std::span<const pid_t> pids) {
-  for (pid_t pid : pids) watches_.push_back(TRY(sys::ExecWatch::open(pid)));
-  return {};
+void ExecWatches::add(std::span<const pid_t> pids) {
+  for (pid_t pid : pids)
+    if (Result<sys::ExecWatch> watch = sys::ExecWatch::open(pid); watch.ok())
+      watches_.insert_or_assign(pid, std::move(*watch));
 }
 
-Result<void> ExecWatches::check() const {
-  for (const sys::ExecWatch& watch : watches_) {
-    if (!watch.executed()) continue;
-    Result<sys::ProcStatus> status = sys::read_status(watch.pid());
-    if (!status.ok() || status->state == 'Z') continue;  // It has ended: that is another reason.
-    return make_error(Errc::refused,
-                      "process {} has executed another program ({}) meanwhile: try again",
-                      status->ns_tgid.back(), status->name);
+std::set<pid_t> ExecWatches::fresh(std::span<const pid_t> pids) const {
+  std::set<pid_t> fresh;
+  for (pid_t pid : pids) {
+    auto watch = watches_.find(pid);
+    if (watch == watches_.end() || watch->second.executed()) fresh.insert(pid);
   }
-  return {};
+  return fresh;
 }
 
 }  // namespace godwit::migrate

@@ -1,11 +1,12 @@
-// Whether a process of the tree has executed another program since the migration began: what was
-// sent then is of the old program, in memory that looks like the new one's.
+// Which processes of the tree aren't those that were looked at before the migration began: they
+// have come since, or have executed another program.
 #pragma once
 
 #include <sys/types.h>
 
+#include <map>
+#include <set>
 #include <span>
-#include <vector>
 
 #include "base/result.h"
 #include "sys/exec_watch.h"
@@ -14,11 +15,13 @@ namespace godwit::migrate {
 
 class ExecWatches {
  public:
-  Result<void> add(std::span<const pid_t> pids);
-  Result<void> check() const;  // Errc::refused: one has.
+  // Before they are looked at. Numbers are this node's. What can't be watched, in the middle of an
+  // execve or of its end, counts as fresh.
+  void add(std::span<const pid_t> pids);
+  std::set<pid_t> fresh(std::span<const pid_t> pids) const;
 
  private:
-  std::vector<sys::ExecWatch> watches_;
+  std::map<pid_t, sys::ExecWatch> watches_;
 };
 
 }  // namespace godwit::migrate

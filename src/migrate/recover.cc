@@ -68,8 +68,7 @@ Result<std::vector<std::string>> compare(const wire::CheckOrder& order) {
 }
 
 Result<std::vector<std::string>> check(const NodeEnv& env, const wire::CheckOrder& order,
-                                       image::Capsule& must_be_there,
-                                       std::uint64_t& kernel_needs) {
+                                       image::Capsule& must_be_there, std::uint64_t& kernel_needs) {
   capsule::Shell shell = TRY(capsule::Shell::open(env, CapsuleId{order.capsule()}));
   std::vector<std::string> reasons = TRY(capture::preflight(TRY(tree_of(shell))));
   if (!reasons.empty()) return reasons;  // What can't be described can't be checked further.
@@ -103,8 +102,7 @@ wire::Report run_check(const NodeEnv& env, const wire::CheckOrder& order) {
   wire::Report report;
   std::uint64_t kernel_needs = 0;
   Result<std::vector<std::string>> reasons =
-      order.has_files() ? compare(order)
-                        : check(env, order, *report.mutable_files(), kernel_needs);
+      order.has_files() ? compare(order) : check(env, order, *report.mutable_files(), kernel_needs);
   report.set_kernel_needs(kernel_needs);
   report.set_outcome(reasons.ok() ? wire::Report::DONE : wire::Report::FAILED);
   if (!reasons.ok()) {

@@ -11,12 +11,14 @@ RoundPolicy::RoundPolicy(wire::Mode mode, std::int64_t downtime_target_us, bool 
 
 RoundDecision RoundPolicy::first() const {
   switch (mode_) {
-    case wire::STOP: return {Next::freeze, "stop-and-copy was asked for"};
-    case wire::POSTCOPY: return {Next::freeze_for_postcopy, "post-copy was asked for"};
-    default: break;
+    case wire::STOP:
+      return {Next::freeze, "stop-and-copy was asked for"};
+    case wire::POSTCOPY:
+      return {Next::freeze_for_postcopy, "post-copy was asked for"};
+    default:
+      break;
   }
-  if (!tracker_works_)
-    return give_up_rounds("this kernel cannot track which pages are written");
+  if (!tracker_works_) return give_up_rounds("this kernel cannot track which pages are written");
   return {Next::another_round, "first round"};
 }
 

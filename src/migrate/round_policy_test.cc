@@ -19,8 +19,8 @@ Outcome simulate(RoundPolicy policy, std::uint64_t memory, double dirty, double 
   int rounds = 0;
   while (d.next == Next::another_round) {
     double seconds = static_cast<double>(rest) / bandwidth + 0.0005;
-    auto written = static_cast<std::uint64_t>(
-        std::min(dirty * seconds, static_cast<double>(memory)));
+    auto written =
+        static_cast<std::uint64_t>(std::min(dirty * seconds, static_cast<double>(memory)));
     d = policy.after({rest, static_cast<std::int64_t>(seconds * 1e6)}, written);
     rest = written;
     ++rounds;

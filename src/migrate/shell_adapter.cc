@@ -69,6 +69,11 @@ Result<UniqueFd> ShellAdapter::stdio(std::uint32_t index, bool original) {
   return std::move(stdio.fds[at]);
 }
 
+Result<UniqueFd> ShellAdapter::terminal() {
+  TRY(shell_.init().make_terminal());
+  return stdio(0, true);
+}
+
 Result<UniqueFd> ShellAdapter::root() {
   return open_fd(fmt::format("/proc/{}/root", shell_.init_pid()), O_PATH | O_DIRECTORY);
 }

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -20,18 +19,16 @@
 #include "memory/dirty_tracker.h"
 #include "memory/source_memory.h"
 #include "migrate/capsule_files.h"
-#include "migrate/clock_probe.h"
 #include "migrate/commit_record.h"
 #include "migrate/eager_pages.h"
 #include "migrate/exec_watches.h"
 #include "migrate/file_identity.h"
-#include "migrate/limits.h"
 #include "migrate/round_policy.h"
 #include "migrate/shell_adapter.h"
+#include "migrate/target_links.h"
 #include "migrate/unknown_registers.h"
 #include "restore/restorer.h"
 #include "sys/kernel_features.h"
-#include "sys/namespaces.h"
 #include "sys/proc.h"
 #include "sys/thread_priority.h"
 #include "sys/vdso.h"
@@ -41,8 +38,6 @@
 namespace godwit::migrate {
 namespace {
 
-// How long the target may take for what it does before the freeze. Nothing waits meanwhile but us.
-constexpr std::int64_t prepare_ms_max = 120'000;
 // How long it may take in the freeze before we rather go on here.
 constexpr std::int64_t finish_ms_max = 60'000;
 // After the grant was sent: then the doubt is the daemon's, which asks as long as it takes. (A cut
@@ -73,6 +68,7 @@ class Source {
   // The phases, in order. Each leaves the capsule running here if it fails, up to give_up.
   Result<void> open();
   Result<void> preflight();
+  Result<void> check_kernel();
   Result<void> connect();
   Result<void> prepare();
   Result<void> arm();
@@ -80,6 +76,7 @@ class Source {
   Result<RoundDecision> rounds();
   Result<void> announce();
   Result<void> move(const RoundDecision& decision);
+  Result<void> check_fresh(capture::FrozenTree& tree);
   Result<void> copy_frozen(capture::FrozenTree& tree, bool postcopy);
   Result<void> commit(capture::FrozenTree& tree);
   Result<void> drain();
@@ -90,13 +87,8 @@ class Source {
   Result<void> survey(image::Capsule& image, const PidMap& node_pids);
   Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
   Result<void> follow_changes();
-  Result<void> compare_clocks();
   Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
                                         std::vector<memory::RoundOptions::Range> eager = {});
-  Result<void> expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
-                      std::int64_t timeout_ms);
-  Error hear_target_out(Error error);
-  Error failure(const wire::Failed& failed) const;
   Error refused(const std::vector<std::string>& reasons) const;
   void note_round(const memory::RoundStats& stats);
   void conclude(const Error& error);
@@ -112,11 +104,10 @@ class Source {
   std::optional<CommitRecord> journal_;
   std::optional<FileIdentity> identity_;
   std::optional<CapsuleFiles> files_;
-  transport::Link control_, urgent_;
-  std::vector<transport::Link> data_;
-  std::vector<int> streams_;
+  TargetLinks target_;
   std::optional<capture::FrozenTree> paused_;  // While soft-dirty bits are read.
   memory::SourceMemory memory_;
+  std::map<memory::SpaceId, pid_t> space_pids_;  // As this node sees them.
   memory::Tracking tracking_;
   std::vector<sys::InterruptedSleep> sleeps_;
   ExecWatches watches_;
@@ -127,7 +118,7 @@ class Source {
   bool given_up_ = false;
   bool postcopy_ = false;
   bool leave_vdso_ = true;
-  std::uint64_t kernel_needs_ = 0;
+  std::uint64_t kernel_needs_ = 0, target_kernel_features_ = 0;
   std::string target_features_;
 };
 
@@ -143,11 +134,7 @@ wire::Report Source::run() {
     return release();
   };
   Result<void> outcome = all();
-  // Whatever a round stumbled over, this is why.
-  if (!outcome.ok() && !given_up_) {
-    Result<void> same = watches_.check();
-    outcome = same.ok() ? hear_target_out(std::move(outcome).error()) : std::move(same).error();
-  }
+  if (!outcome.ok() && !given_up_) outcome = target_.hear_out(std::move(outcome).error());
   if (outcome.ok())
     reporter_.report().set_outcome(wire::Report::MOVED);
   else
@@ -159,15 +146,10 @@ wire::Report Source::run() {
 void Source::conclude(const Error& error) {
   wire::Report& report = reporter_.report();
   report.set_reason(error.what());
+  if (error.code() == Errc::refused && report.reasons().empty()) report.add_reasons(error.what());
   if (!given_up_) {
     report.set_outcome(wire::Report::STAYED);
-    // Tell the target why; if it can't hear us, the end of the link tells it as much.
-    if (control_.valid() && error.code() != Errc::peer_lost) {
-      wire::ToTarget message;
-      message.mutable_abort()->set_reason(error.what());
-      if (Result<void> sent = control_.send(message, running_ms_max); !sent.ok())
-        LOG(info, "target not told: {}", sent.error().what());
-    }
+    target_.say_that_we_stay(error);
     if (journal_) {
       auto kept = journal_->change(epoch_, static_cast<std::uint32_t>(SourceState::attempting),
                                    static_cast<std::uint32_t>(SourceState::kept));
@@ -210,6 +192,7 @@ Result<void> Source::open() {
 }
 
 Result<void> Source::preflight() {
+  watches_.add(TRY(shell_->tree().pids()));
   std::vector<std::string> reasons = TRY(capture::preflight(*tree_));
   if (reasons.empty()) reasons = TRY(capture::preflight_inside(*tree_, sleeps_, &kernel_needs_));
   if (!reasons.empty()) return refused(reasons);
@@ -218,56 +201,36 @@ Result<void> Source::preflight() {
 
 Result<void> Source::connect() {
   reporter_.phase("connect");
-  transport::Token token = TRY(transport::token_from_bytes(order_.token()));
-  std::uint32_t streams = order_.streams() > 0 ? order_.streams() : default_streams;
-  std::vector<transport::LinkName> names = {{transport::LinkKind::control, 0},
-                                            {transport::LinkKind::urgent, 0}};
-  for (std::uint32_t i = 0; i < streams; ++i) names.push_back({transport::LinkKind::data, i});
-  std::vector<transport::Link> links = TRY(transport::connect_all(
-      order_.target_address(), static_cast<std::uint16_t>(order_.target_port()), token, names, {}));
-  control_ = std::move(links[0]);
-  urgent_ = std::move(links[1]);
-  data_.assign(std::make_move_iterator(links.begin() + 2), std::make_move_iterator(links.end()));
-  for (const transport::Link& link : data_) streams_.push_back(link.fd());
-  reporter_.watch([this] { return transport::bytes_acknowledged(streams_); });
+  TRY(target_.connect(order_));
+  reporter_.watch([this] { return transport::bytes_acknowledged(target_.streams()); });
   wire::ToSource hello;
-  TRY(expect(hello, wire::ToSource::kHello, prepare_ms_max));
+  TRY(target_.expect(hello, wire::ToSource::kHello, prepare_ms_max));
   leave_vdso_ = hello.hello().vdso_build_id() != TRY(sys::own_vdso_build_id());
   target_features_ = hello.hello().cpu_features();
+  target_kernel_features_ = hello.hello().kernel_features();
+  return check_kernel();
+}
+
+Result<void> Source::check_kernel() {
   std::vector<std::string> reasons;
   for (const std::string& feature :
-       sys::kernel_feature_names(kernel_needs_ & ~hello.hello().kernel_features()))
+       sys::kernel_feature_names(kernel_needs_ & ~target_kernel_features_))
     reasons.push_back("the program uses what the target's kernel lacks: " + feature);
   if (!reasons.empty()) return refused(reasons);
   return {};
 }
 
-// A link that broke says only that the target gave up; why comes over the control link.
-Error Source::hear_target_out(Error error) {
-  const int code = error.sys_errno();
-  const bool broken = error.code() == Errc::peer_lost || code == EPIPE || code == ECONNRESET;
-  while (broken && control_.valid()) {
-    wire::ToSource last;
-    if (!control_.receive(last, last_words_ms_max).ok()) break;
-    if (last.has_failed()) return failure(last.failed());
-  }
-  return error;
-}
-
-Error Source::failure(const wire::Failed& failed) const {
-  const std::string reason = fmt::format("the target: {}", failed.reason());
-  return failed.refused() ? refused({reason}) : Error(Errc::peer_lost, reason);
-}
-
-// The next message from the target must be `which`; a `failed` one is the target's reason.
-Result<void> Source::expect(wire::ToSource& reply, wire::ToSource::MessageCase which,
-                            std::int64_t timeout_ms) {
-  TRY(control_.receive(reply, timeout_ms).with("target"));
-  if (reply.has_failed()) return failure(reply.failed());
-  if (reply.message_case() != which)
-    return make_error(Errc::invalid, "the target sent message {}, expected {}",
-                      static_cast<int>(reply.message_case()), static_cast<int>(which));
-  return {};
+// Processes that have come, or executed another program, since preflight.
+Result<void> Source::check_fresh(capture::FrozenTree& tree) {
+  std::vector<pid_t> pids;
+  for (const capture::FrozenProcess& process : tree.processes()) pids.push_back(process.pid);
+  const std::set<pid_t> fresh = watches_.fresh(pids);
+  if (fresh.empty()) return {};
+  std::vector<std::string> reasons = TRY(capture::preflight(*tree_, fresh));
+  if (reasons.empty())
+    reasons = TRY(capture::preflight_inside(*tree_, tree, fresh, &kernel_needs_));
+  if (!reasons.empty()) return refused(reasons);
+  return check_kernel();
 }
 
 // The answer: the target's reasons against it; then it is as before.
@@ -275,9 +238,9 @@ Result<std::vector<std::string>> Source::send_prepare(image::Capsule image) {
   wire::ToTarget message;
   *message.mutable_prepare()->mutable_so_far() = image;
   message.mutable_prepare()->set_frozen(frozen_at_us_ != 0);
-  TRY(control_.send(message));
+  TRY(target_.send(message));
   wire::ToSource reply;
-  TRY(expect(reply, wire::ToSource::kPrepared, prepare_ms_max));
+  TRY(target_.expect(reply, wire::ToSource::kPrepared, prepare_ms_max));
   std::vector<std::string> reasons;
   for (const std::string& reason : reply.prepared().reasons())
     reasons.push_back("the target: " + reason);
@@ -295,11 +258,19 @@ Result<void> Source::add_spaces(const image::Capsule& image, const PidMap& node_
   for (const image::Process& process : image.processes()) {
     auto space = static_cast<memory::SpaceId>(process.pid());
     wanted.insert(space);
-    if (memory_.has_space(space)) continue;
     auto pid = node_pids.find(process.pid());
     if (pid == node_pids.end())
       return make_error(Errc::tracee_gone, "process {} is gone", process.pid());
-    TRY(memory_.add_process(space, pid->second));
+    pid_t& known = space_pids_[space];
+    if (memory_.has_space(space) && known != pid->second)
+      return make_error(Errc::refused, "process {} is another one than it was: try again",
+                        process.pid());
+    known = pid->second;
+    if (memory_.has_space(space)) continue;
+    Result<void> added = memory_.add_process(space, pid->second);
+    // The next look doesn't find it any more.
+    if (frozen_at_us_ == 0 && !added.ok() && sys::is_exiting(pid->second)) continue;
+    TRY(std::move(added));
   }
   for (const image::PrivateFile& file : image.private_files()) {
     if (file.space() == 0 || sent_files_.contains(file.id())) continue;
@@ -348,33 +319,11 @@ Result<void> Source::follow_changes() {
   }
 }
 
-// The capsule's clocks against the target's, while everything still runs: so the target can set
-// them for good, whatever later messages take.
-Result<void> Source::compare_clocks() {
-  std::vector<pid_t> pids = TRY(shell_->tree().pids());
-  if (pids.empty()) return make_error(Errc::tracee_gone, "the program has ended");
-  sys::TimeOffsets theirs = TRY(sys::time_offsets_of(pids.front()));
-  sys::TimeOffsets ours = TRY(sys::time_offsets_of(::getpid()));
-  const ClockDifferences ahead = TRY(probe_clocks([this]() -> Result<wire::ClockReply> {
-    wire::ToTarget question;
-    question.mutable_clock_probe();
-    TRY(control_.send(question));
-    wire::ToSource reply;
-    TRY(expect(reply, wire::ToSource::kClockReply, prepare_ms_max));
-    return reply.clock_reply();
-  }));
-  wire::ToTarget message;
-  message.mutable_clocks()->set_monotonic_ns(ahead.monotonic.ns() + theirs.monotonic_ns -
-                                             ours.monotonic_ns);
-  message.mutable_clocks()->set_boottime_ns(ahead.boottime.ns() + theirs.boottime_ns -
-                                            ours.boottime_ns);
-  return control_.send(message);
-}
-
 Result<void> Source::prepare() {
   reporter_.phase("prepare");
-  TRY(watches_.add(TRY(shell_->tree().pids())));
-  TRY(compare_clocks());
+  const std::vector<pid_t> pids = TRY(shell_->tree().pids());
+  if (pids.empty()) return make_error(Errc::tracee_gone, "the program has ended");
+  TRY(target_.compare_clocks(pids.front()));
   return follow_changes();
 }
 
@@ -430,12 +379,13 @@ Result<memory::RoundStats> Source::send_round(memory::RoundKind kind, std::int64
     // `finish`.
     wire::ToTarget message;
     message.mutable_round()->set_round(static_cast<std::uint32_t>(number));
-    TRY(control_.send(message));
+    TRY(target_.send(message));
   }
-  memory::RoundStats stats = TRY(memory_.send_round(streams_, {.round = number,
-                                                               .kind = kind,
-                                                               .ack_timeout_ms = ack_timeout_ms,
-                                                               .eager = std::move(eager)}));
+  memory::RoundStats stats =
+      TRY(memory_.send_round(target_.streams(), {.round = number,
+                                                 .kind = kind,
+                                                 .ack_timeout_ms = ack_timeout_ms,
+                                                 .eager = std::move(eager)}));
   note_round(stats);
   if (kind != memory::RoundKind::announce)
     for (const image::PrivateFile& file : prepared_.private_files())
@@ -501,7 +451,7 @@ Result<void> Source::move(const RoundDecision&) {
                                                           .known_sleeps = sleeps_,
                                                           .leave_vdso = leave_vdso_,
                                                           .stopping = stopping}));
-  TRY(watches_.check());
+  TRY(check_fresh(tree));
   // From here no page of the tree can change. Every early return thaws, until the capsule is given
   // up: then what this init would still take in for the program could be lost with this copy.
   Guard relay([&] {
@@ -561,12 +511,12 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   auto eager = postcopy ? touched_at_once(final) : std::vector<memory::RoundOptions::Range>{};
   *finish.mutable_final() = std::move(final);
   // The image first: the target works on it while pages still come.
-  TRY(control_.send(message));
+  TRY(target_.send(message));
   TRY(send_round(postcopy ? memory::RoundKind::last_postcopy : memory::RoundKind::last, 0,
                  std::move(eager)));
   reporter_.phase("ready");
   wire::ToSource reply;
-  TRY(expect(reply, wire::ToSource::kReady, finish_ms_max));
+  TRY(target_.expect(reply, wire::ToSource::kReady, finish_ms_max));
   return {};
 }
 
@@ -585,18 +535,17 @@ Result<void> Source::commit(capture::FrozenTree& tree) {
   tree.commit();
   wire::ToTarget message;
   message.mutable_grant()->set_epoch(epoch_.value);
-  TRY(control_.send(message));
+  TRY(target_.send(message));
   wire::ToSource reply;
-  TRY(expect(reply, wire::ToSource::kRunning, running_ms_max));
-  reporter_.report().set_downtime_us(monotonic_us() - frozen_at_us_ -
-                                     transport::round_trip_us(control_.fd()) / 2);
+  TRY(target_.expect(reply, wire::ToSource::kRunning, running_ms_max));
+  reporter_.report().set_downtime_us(monotonic_us() - frozen_at_us_ - target_.round_trip_us() / 2);
   return {};
 }
 
 Result<void> Source::drain() {
   reporter_.phase(drain_phase);
   reporter_.tell();  // So that people's requests go to the target from now on.
-  memory::DrainStats stats = TRY(memory_.serve(urgent_.fd(), streams_, next_round_++));
+  memory::DrainStats stats = TRY(memory_.serve(target_.urgent(), target_.streams(), next_round_++));
   wire::Report& report = reporter_.report();
   report.set_bytes_sent(report.bytes_sent() + stats.bytes);
   report.set_pages_sent(report.pages_sent() + stats.pages_pushed + stats.pages_requested +
@@ -604,7 +553,7 @@ Result<void> Source::drain() {
   report.set_pages_zero(report.pages_zero() + stats.pages_zero);
   report.set_drain_us(stats.us);
   wire::ToSource reply;
-  TRY(expect(reply, wire::ToSource::kDrained, finish_ms_max));
+  TRY(target_.expect(reply, wire::ToSource::kDrained, finish_ms_max));
   report.set_faults(reply.drained().faults());
   report.set_fault_p50_us(reply.drained().fault_p50_us());
   report.set_fault_p99_us(reply.drained().fault_p99_us());

@@ -126,6 +126,13 @@ bool needs_write(const image::Vma& vma) {
          ((vma.prot() & PROT_WRITE) != 0 || (vma.flags() & image::VMA_MAYWRITE) != 0);
 }
 
+std::uint64_t vdso_end(const image::Mm& mm) {
+  std::uint64_t end = 0;
+  for (const image::Vma& vma : mm.vmas())
+    if (vma.kind() == image::Vma::VDSO) end = vma.end();
+  return end;
+}
+
 }  // namespace
 
 Result<void> AddressSpace::sync(const image::Mm& want) {
@@ -136,7 +143,17 @@ Result<void> AddressSpace::sync(const image::Mm& want) {
 
 Result<void> AddressSpace::sync_last(const image::Mm& want) { return apply(want); }
 
+// What a program that executes another one does: nothing is left. (Whose addresses aren't random
+// may find its vdso at the same place; then what is left is sent again, or dropped.)
+Result<void> AddressSpace::begin_anew() {
+  TRY(skeleton_.unmap_all());
+  have_.Clear();
+  vdso_placed_ = old_vdso_mapped_ = false;
+  return {};
+}
+
 Result<void> AddressSpace::apply(const image::Mm& want_mm) {
+  if (vdso_placed_ && vdso_end(have_) != vdso_end(want_mm)) TRY(begin_anew());
   std::vector<AddressRange> ranges;
   ranges.reserve(static_cast<std::size_t>(want_mm.vmas_size()));
   for (const image::Vma& v : want_mm.vmas()) ranges.push_back({v.start(), v.end()});

@@ -42,6 +42,7 @@ class AddressSpace {
 
  private:
   Result<void> apply(const image::Mm& want);
+  Result<void> begin_anew();
   Result<void> place_vdso(const image::Mm& want);
   Result<void> place_forwarded(std::uint64_t end);
   Result<void> map_old_vdso(const image::Mm& want);

@@ -225,22 +225,32 @@ Result<void> OpenFiles::add_watches(Skeleton& skeleton, const image::Process& pr
   return skeleton.run(b);
 }
 
+Result<void> OpenFiles::take_terminal(Skeleton& skeleton) {
+  return at_terminal(skeleton, TIOCSCTTY, "ioctl(TIOCSCTTY)", std::nullopt);
+}
+
+Result<void> OpenFiles::at_terminal(Skeleton& skeleton, unsigned long request, const char* name,
+                                    std::optional<pid_t> group) {
+  UniqueFd terminal = TRY(source_.terminal());
+  const int ours[] = {terminal.get()};
+  const std::vector<int> there = TRY(skeleton.pass_fds(ours));
+  Batch b = skeleton.batch();
+  b.about("controlling terminal");
+  const auto fd = static_cast<std::uint64_t>(there[0]);
+  b.call(SYS_ioctl, name, {fd, request, group ? b.put_value<std::int32_t>(*group) : 0});
+  b.call(SYS_close, "close", {fd});
+  return skeleton.run(b);
+}
+
 Result<void> OpenFiles::install_terminal(Skeleton& skeleton, const image::Process& process,
                                          const image::Capsule& capsule) {
   std::map<std::uint32_t, const image::OpenFile*> files = by_id(capsule);
-  const image::Fd* terminal = nullptr;
-  for (const image::Fd& fd : process.fds()) {
-    if (files[fd.file()]->kind() == image::OpenFile::STDIO_PTY) terminal = &fd;
-  }
   auto u = [](int n) { return static_cast<std::uint64_t>(n); };
-  if (terminal != nullptr && process.sid() == process.pid()) {
-    Batch b = skeleton.batch();
-    b.about("controlling terminal");
-    b.call(SYS_ioctl, "ioctl(TIOCSCTTY)", {u(terminal->fd()), TIOCSCTTY, 0});
-    b.call(SYS_ioctl, "ioctl(TIOCSPGRP)",
-           {u(terminal->fd()), TIOCSPGRP, b.put_value<std::int32_t>(process.pgid())});
-    TRY(skeleton.run(b));
-  }
+  // Most have it since before the freeze; to take what one has changes nothing.
+  if (process.controlling_terminal() && process.sid() == process.pid())
+    TRY(take_terminal(skeleton));
+  if (process.foreground_group() != 0)
+    TRY(at_terminal(skeleton, TIOCSPGRP, "ioctl(TIOCSPGRP)", process.foreground_group()));
   for (const image::Fd& fd : process.fds()) {
     const image::OpenFile& file = *files[fd.file()];
     if (!is_controlling_tty(file)) continue;

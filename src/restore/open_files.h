@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "image/image.pb.h"
@@ -29,6 +30,9 @@ class OpenFiles {
   // Puts the descriptors of a process at their numbers; everything else but the channel is closed.
   Result<void> install(Skeleton& skeleton, const image::Process& process,
                        const image::Capsule& capsule);
+  // The capsule's terminal becomes the controlling one of a session's leader: before it has
+  // children, who inherit it.
+  Result<void> take_terminal(Skeleton& skeleton);
   // What must be done with the program's own credentials: F_SETOWN remembers them.
   Result<void> add_owners(Batch& batch, const image::Process& process,
                           const image::Capsule& capsule) const;
@@ -39,6 +43,8 @@ class OpenFiles {
   Result<UniqueFd> open_one(const image::OpenFile& file, const image::CapsuleSpec& spec);
   Result<void> add_watches(Skeleton& skeleton, const image::Process& process,
                            const image::Capsule& capsule);
+  Result<void> at_terminal(Skeleton& skeleton, unsigned long request, const char* name,
+                           std::optional<pid_t> group);
   Result<void> install_terminal(Skeleton& skeleton, const image::Process& process,
                                 const image::Capsule& capsule);
 

@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include <algorithm>
@@ -81,6 +82,7 @@ struct Restorer::Impl {
   Result<void> follow_family(const image::Capsule& image);
   Result<void> take(const FamilyStep& step, const image::Capsule& image);
   Result<void> fork(const FamilyStep& step, const image::Capsule& image);
+  Result<void> end_zombie(Skeleton& skeleton, const image::Capsule& image);
   Result<void> enter_time_namespace(Process& process);
   Result<void> wait_for_clocks(const image::Clocks& clocks) const;
   void note_raw_clock(const image::Clocks& clocks);
@@ -91,6 +93,7 @@ struct Restorer::Impl {
   Result<void> restore_threads(Process& process, const image::Process& image);
   Result<void> restore_leader(Process& process, const image::Process& image,
                               const image::Capsule& capsule);
+  Result<void> stop(Process& process, const image::Process& image);
   Result<void> restart_calls(Process& process, const image::Process& image, std::int64_t frozen_ns);
   Result<void> set_contexts(const Process& process, const image::Process& image);
   ThreadContext context(const Process& process, const image::Process& image, int thread) const;
@@ -165,6 +168,8 @@ std::vector<Relative> relatives(const image::Capsule& image) {
   std::vector<Relative> all;
   for (const image::Process& p : image.processes())
     all.push_back({p.pid(), p.ppid(), p.pgid(), p.sid(), p.child_subreaper()});
+  for (const image::Zombie& z : image.zombies())
+    all.push_back({z.pid(), z.ppid(), z.pgid(), z.sid(), false, true});
   return all;
 }
 
@@ -179,6 +184,19 @@ const image::Process* in_image(const image::Capsule& image, pid_t pid) {
   for (const image::Process& p : image.processes())
     if (p.pid() == pid) return &p;
   return nullptr;
+}
+
+const image::Zombie* zombie_in_image(const image::Capsule& image, pid_t pid) {
+  for (const image::Zombie& z : image.zombies())
+    if (z.pid() == pid) return &z;
+  return nullptr;
+}
+
+// What the parent of a new child gets at its end.
+int exit_signal(const image::Capsule& image, pid_t pid) {
+  if (const image::Process* process = in_image(image, pid)) return process->exit_signal();
+  if (const image::Zombie* zombie = zombie_in_image(image, pid)) return zombie->exit_signal();
+  return SIGCHLD;  // A helper.
 }
 
 }  // namespace
@@ -206,9 +224,13 @@ Result<void> Restorer::Impl::take(const FamilyStep& step, const image::Capsule& 
   Skeleton& skeleton = TRY(find(static_cast<std::uint32_t>(step.pid)))->skeleton;
   Batch b = skeleton.batch();
   switch (step.kind) {
-    case FamilyStep::Kind::new_session:
+    case FamilyStep::Kind::new_session: {
       b.call(SYS_setsid, "setsid", {});
-      break;
+      const image::Process* leader = in_image(image, step.pid);
+      if (leader == nullptr || !leader->controlling_terminal()) break;
+      TRY(skeleton.run(b).with(fmt::format("process {}", step.pid)));
+      return files.take_terminal(skeleton);
+    }
     case FamilyStep::Kind::subreaper:
       b.call(SYS_prctl, "prctl(PR_SET_CHILD_SUBREAPER)", {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
       break;
@@ -220,19 +242,31 @@ Result<void> Restorer::Impl::take(const FamilyStep& step, const image::Capsule& 
       std::erase_if(processes, [&](const auto& p) { return p->skeleton.pid() == step.pid; });
       return {};
     case FamilyStep::Kind::end_zombie:
+      return end_zombie(skeleton, image);
     case FamilyStep::Kind::fork:
-      return make_error(Errc::internal, "process {}: not a step of a skeleton", step.pid);
+      break;  // Above.
   }
   return skeleton.run(b).with(fmt::format("process {}", step.pid));
 }
 
+// Its parent, another skeleton, must be told neither more nor less than a program is: SIGCHLD isn't
+// ignored while the child ends, or no zombie would be left, and what was sent is thrown away.
+Result<void> Restorer::Impl::end_zombie(Skeleton& skeleton, const image::Capsule& image) {
+  const image::Zombie& zombie = *zombie_in_image(image, skeleton.pid());
+  Skeleton& parent = TRY(find(static_cast<std::uint32_t>(zombie.ppid())))->skeleton;
+  TRY(parent.ignore_children(false));
+  TRY(skeleton.end_as(zombie.wait_status(), zombie.uid(), zombie.comm()));
+  TRY(parent.ignore_children(true));
+  std::erase_if(processes, [&](const auto& p) { return p->skeleton.pid() == zombie.pid(); });
+  return {};
+}
+
 Result<void> Restorer::Impl::fork(const FamilyStep& step, const image::Capsule& image) {
   auto open = [this](const AddressSpace::FileNeed& need) { return open_for_mapping(need); };
-  const image::Process* wanted = in_image(image, step.pid);  // None: a helper.
+  const image::Process* wanted = in_image(image, step.pid);  // None: a helper, a zombie.
   if (step.by != family->members().front().pid) {
     Process& parent = *TRY(find(static_cast<std::uint32_t>(step.by)));
-    const int exit_signal = wanted != nullptr ? wanted->exit_signal() : SIGCHLD;
-    Skeleton child = TRY(parent.skeleton.fork(step.pid, exit_signal)
+    Skeleton child = TRY(parent.skeleton.fork(step.pid, exit_signal(image, step.pid))
                              .with(fmt::format("process {} of {}", step.pid, step.by)));
     auto process = std::make_unique<Process>(std::move(child), open);
     process->in_time_namespace = parent.in_time_namespace;
@@ -352,8 +386,9 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   frozen_ns = godwit::monotonic_ns() + m.monotonic_delta_ns - final.clocks().monotonic_ns();
   TRY(m.private_files.finish(final));
   TRY(m.files.open_all(final, frozen_ns));
-  for (const image::Process& p : final.processes())
-    TRY(m.finish_process(*TRY(m.find(static_cast<std::uint32_t>(p.pid()))), p, final, frozen_ns));
+  // Children first: while they come to stand as a signal has stopped them, their parents ignore it.
+  for (auto p = final.processes().rbegin(); p != final.processes().rend(); ++p)
+    TRY(m.finish_process(*TRY(m.find(static_cast<std::uint32_t>(p->pid()))), *p, final, frozen_ns));
   if (final.next_pid() > 0) TRY(m.source.set_last_pid(final.next_pid()));
   m.files.close_all();
   m.coarse_ns = final.clocks().monotonic_coarse_ns();
@@ -376,7 +411,19 @@ Result<void> Restorer::Impl::finish_process(Process& process, const image::Proce
   TRY(restart_calls(process, image, frozen_ns));
   TRY(ignore_sigtrap(skeleton, image));
   TRY(skeleton.remove_traces());
+  if (image.stop_signal() != 0) TRY(stop(process, image));
   return set_contexts(process, image);
+}
+
+Result<void> Restorer::Impl::stop(Process& process, const image::Process& image) {
+  TRY(process.skeleton.stop_by(image.stop_signal()));
+  Result<Process*> parent = find(static_cast<std::uint32_t>(image.ppid()));
+  if (!image.stop_waited_for() || !parent.ok()) return {};
+  // It would be told once more.
+  Batch b = (*parent)->skeleton.batch();
+  b.call(SYS_wait4, "wait4",
+         {static_cast<std::uint64_t>(image.pid()), 0, WUNTRACED | WNOHANG | __WALL, 0});
+  return (*parent)->skeleton.run(b);
 }
 
 // The program must not see its clocks go back. They were set to within some microseconds; all that

@@ -4,6 +4,7 @@
 #include <linux/sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -225,6 +226,39 @@ Result<void> Skeleton::end() {
   return first;
 }
 
+Result<void> Skeleton::end_as(int wait_status, uid_t uid, const std::string& name) {
+  const int signal = wait_status & 0x7f;
+  const rlimit no_core{0, 0};
+  if (prlimit(node_pid_, RLIMIT_CORE, &no_core, nullptr) != 0) return os_error("prlimit(CORE)");
+  Batch b = batch();
+  b.call(SYS_prctl, "prctl(PR_SET_NAME)", {PR_SET_NAME, b.put_string(name)});
+  b.call(SYS_setresuid, "setresuid", {uid, uid, uid});
+  if (signal == 0) {
+    b.call(SYS_exit_group, "exit_group", {static_cast<std::uint64_t>(wait_status >> 8)});
+    TRY(b.start(node_pid_));
+  } else {
+    TRY(run(b));
+    TRY(sys::ptrace_set_sigmask(node_pid_, 0));
+    if (syscall(SYS_pidfd_send_signal, pidfd_.get(), signal, nullptr, 0) != 0)
+      return os_error(fmt::format("pidfd_send_signal({}, {})", node_pid_, signal));
+    // A fatal one ends it as it is; the others ask us first.
+    if (signal != SIGKILL) {
+      TRY(sys::ptrace_cont(node_pid_, 0));
+      const sys::Stop stop = TRY(wait_stopped(node_pid_, "a signal"));
+      if (stop.signal() != signal)
+        return make_error(Errc::internal, "skeleton {} stopped with status {:#x}", node_pid_,
+                          stop.status);
+      TRY(sys::ptrace_cont(node_pid_, signal));
+    }
+  }
+  const sys::Stop last = TRY(sys::wait_stop(node_pid_, sys::stop_limit_us));
+  if (!last.exited())
+    return make_error(Errc::internal, "skeleton {} didn't end (status {:#x})", node_pid_,
+                      last.status);
+  released_ = true;
+  return {};
+}
+
 Result<void> Skeleton::locate_vdso() {
   std::string maps = TRY(read_file(fmt::format("/proc/{}/maps", node_pid_)));
   std::size_t line = 0;
@@ -295,6 +329,23 @@ Result<void> Skeleton::install_arena(std::uint64_t place) {
   return poke(code_, std::as_bytes(batch_code()));
 }
 
+namespace {
+
+void add_sigchld(Batch& b, sighandler_t handler) {
+  struct {
+    std::uint64_t handler, flags, restorer, mask;
+  } action{reinterpret_cast<std::uint64_t>(handler), 0, 0, 0};
+  b.call(SYS_rt_sigaction, "rt_sigaction", {SIGCHLD, b.put_value(action), 0, sizeof action.mask});
+}
+
+}  // namespace
+
+Result<void> Skeleton::ignore_children(bool on) {
+  Batch b = batch();
+  add_sigchld(b, on ? SIG_IGN : SIG_DFL);
+  return run(b);
+}
+
 Result<void> Skeleton::empty() {
   Batch b = batch();
   sys::RseqConfig rseq = TRY(sys::ptrace_get_rseq(node_pid_));
@@ -302,12 +353,15 @@ Result<void> Skeleton::empty() {
     constexpr std::uint64_t unregister = 1;
     b.call(SYS_rseq, "rseq", {rseq.address, rseq.size, unregister, rseq.signature});
   }
-  struct {
-    std::uint64_t handler, flags, restorer, mask;
-  } ignore{reinterpret_cast<std::uint64_t>(SIG_IGN), 0, 0, 0};
-  b.call(SYS_rt_sigaction, "rt_sigaction", {SIGCHLD, b.put_value(ignore), 0, sizeof ignore.mask});
+  add_sigchld(b, SIG_IGN);
   b.call(SYS_set_robust_list, "set_robust_list", {0, 24});
   b.call(SYS_set_tid_address, "set_tid_address", {0});
+  TRY(run(b).with("emptying the skeleton"));
+  return unmap_all();
+}
+
+Result<void> Skeleton::unmap_all() {
+  Batch b = batch();
   std::vector<AddressRange> keep = vdso_.parts;
   keep.push_back({code_, code_ + own_bytes});
   std::sort(keep.begin(), keep.end(), [](auto& x, auto& y) { return x.start < y.start; });
@@ -317,7 +371,7 @@ Result<void> Skeleton::empty() {
     at = k.end;
   }
   b.call(SYS_munmap, "munmap", {at, task_size - at});
-  return run(b).with("emptying the skeleton");
+  return run(b).with("emptying the address space");
 }
 
 Result<std::vector<int>> Skeleton::pass_fds(std::span<const int> fds) {
@@ -539,6 +593,27 @@ Result<void> Skeleton::park(pid_t node_tid) {
 Result<void> Skeleton::remove_traces() {
   TRY(single(SYS_munmap, "munmap(arena)", {code_, own_bytes}));
   return park(node_pid_);
+}
+
+// SIGSTOP gets through whatever is blocked; we may turn it into another one while it is delivered.
+// No thread executes an instruction: each looks for signals and stops before it would.
+Result<void> Skeleton::stop_by(int signal) {
+  TRY(sys::ptrace_set_sigmask(node_pid_, injection_mask & ~(1ull << (signal - 1))));
+  if (syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGSTOP, nullptr, 0) != 0)
+    return os_error(fmt::format("pidfd_send_signal({}, SIGSTOP)", node_pid_));
+  TRY(sys::ptrace_cont(node_pid_, 0));
+  sys::Stop stop = TRY(wait_stopped(node_pid_, "SIGSTOP"));
+  if (!stop.at_signal() || stop.signal() != SIGSTOP)
+    return make_error(Errc::internal, "skeleton {} stopped with status {:#x} for SIGSTOP",
+                      node_pid_, stop.status);
+  TRY(sys::ptrace_cont(node_pid_, signal));
+  for (const Thread& thread : threads_) {
+    if (thread.node_tid != node_pid_) TRY(sys::ptrace_cont(thread.node_tid, 0));
+    stop = TRY(wait_stopped(thread.node_tid, "a group stop"));
+    if (!stop.is_interrupt() || stop.signal() != signal)
+      return make_error(Errc::unsupported, "signal {} doesn't stop process {} here", signal, pid_);
+  }
+  return {};
 }
 
 Result<void> Skeleton::poke(std::uint64_t address, std::span<const std::byte> bytes) {

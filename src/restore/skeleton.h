@@ -65,6 +65,10 @@ class Skeleton {
   // Kills it now: when this returns it is nobody's child any more (init's children may still wait
   // for init to see it).
   Result<void> end();
+  // It ends as wait(2) will tell its parent, who hasn't waited for it when this returns.
+  Result<void> end_as(int wait_status, uid_t uid, const std::string& name);
+  // See the top of this file. Switching it on throws away a SIGCHLD that waits to be taken.
+  Result<void> ignore_children(bool on);
 
   pid_t pid() const { return pid_; }
   pid_t node_pid() const { return node_pid_; }
@@ -87,6 +91,7 @@ class Skeleton {
   // Moves it (and its data areas) so that the code starts at `start`.
   Result<void> place_vdso(std::uint64_t start);
   Result<void> unmap_vdso();
+  Result<void> unmap_all();  // But the vdso and our own areas.
   // What of the address space is our own; it goes in the end.
   AddressRange own_area() const;
 
@@ -103,6 +108,10 @@ class Skeleton {
   Result<std::int64_t> single(long nr, const char* name, std::initializer_list<std::uint64_t> args);
   // Unmaps our areas: from here only `single` works. The leader ends in an event stop.
   Result<void> remove_traces();
+
+  // All threads come to stand as if this signal had stopped them, by which they stay stopped when
+  // they are released. Its parent isn't told, if it ignores SIGCHLD. After remove_traces.
+  Result<void> stop_by(int signal);
 
   // Writes into the skeleton's memory whatever its protection (like /proc/PID/mem).
   Result<void> poke(std::uint64_t address, std::span<const std::byte> bytes);

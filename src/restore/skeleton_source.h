@@ -39,6 +39,9 @@ class SkeletonSource {
   // of its own.
   virtual Result<UniqueFd> stdio(std::uint32_t index, bool original) = 0;
 
+  // The same of a capsule with a terminal; may be called before everything else about stdio.
+  virtual Result<UniqueFd> terminal() = 0;
+
   // The root directory as the capsule sees it (/proc/INIT/root).
   virtual Result<UniqueFd> root() = 0;
 

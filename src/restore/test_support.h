@@ -47,6 +47,7 @@ class TestShell final : public SkeletonSource {
   Result<UniqueFd> set_clocks(std::int64_t monotonic_delta_ns,
                               std::int64_t boottime_delta_ns) override;
   Result<UniqueFd> stdio(std::uint32_t index, bool original) override;
+  Result<UniqueFd> terminal() override;
   Result<UniqueFd> root() override;
   Result<void> set_last_pid(pid_t pid) override;
   Result<void> freeze_tree() override;

@@ -308,14 +308,37 @@ Result<ProcStat> read_stat(pid_t pid, pid_t tid) {
   auto u64 = [&](int i) { return number<std::uint64_t>(f[static_cast<std::size_t>(i)]); };
   auto i32 = [&](int i) { return number<int>(f[static_cast<std::size_t>(i)]); };
   s.state = f[3][0];
-  s.ppid = i32(4), s.pgrp = i32(5), s.session = i32(6), s.tty_nr = u64(7);
+  s.ppid = i32(4), s.pgrp = i32(5), s.session = i32(6), s.tty_nr = u64(7), s.tty_group = i32(8);
   s.flags = static_cast<std::uint32_t>(u64(9));
   s.utime_ticks = u64(14), s.stime_ticks = u64(15), s.nice = i32(19), s.starttime_ticks = u64(22);
   s.start_code = u64(26), s.end_code = u64(27), s.start_stack = u64(28);
   s.exit_signal = static_cast<std::uint32_t>(u64(38)), s.processor = i32(39);
   s.start_data = u64(45), s.end_data = u64(46), s.start_brk = u64(47);
   s.arg_start = u64(48), s.arg_end = u64(49), s.env_start = u64(50), s.env_end = u64(51);
+  if (f.size() > 52) s.exit_code = i32(52);
   return s;
+}
+
+Result<std::vector<pid_t>> list_children(pid_t pid) {
+  std::vector<pid_t> children;
+  for (pid_t tid : TRY(list_threads(pid))) {
+    Result<std::string> text = read_proc(proc_path(pid, tid, "children"));
+    if (!text.ok() && is_exiting(tid)) continue;
+    if (!text.ok() && text.error().sys_errno() == ENOENT)
+      return make_error(Errc::unsupported,
+                        "this kernel doesn't list children (CONFIG_PROC_CHILDREN)");
+    const std::string numbers = TRY(std::move(text));
+    Cursor words(numbers);
+    for (std::string_view w = words.word(); !w.empty(); w = words.word())
+      children.push_back(number<pid_t>(w));
+  }
+  return children;
+}
+
+bool is_exiting(pid_t tid) {
+  constexpr std::uint32_t pf_exiting = 0x00000004;
+  Result<ProcStat> stat = read_stat(tid, tid);
+  return !stat.ok() || (stat->flags & pf_exiting) != 0;
 }
 
 Result<std::vector<ProcLimit>> read_limits(pid_t pid) {

@@ -77,6 +77,7 @@ struct ProcStat {
   char state = '?';
   pid_t ppid = 0, pgrp = 0, session = 0;
   std::uint64_t tty_nr = 0;
+  pid_t tty_group = 0;  // In the foreground of that terminal.
   std::uint64_t utime_ticks = 0, stime_ticks = 0, starttime_ticks = 0;
   int nice = 0, processor = 0;
   std::uint32_t exit_signal = 0;
@@ -84,8 +85,14 @@ struct ProcStat {
   std::uint64_t start_data = 0, end_data = 0, start_brk = 0;
   std::uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
   std::uint32_t flags = 0;  // PF_*
+  int exit_code = 0;        // Of a zombie: as wait(2) will tell it.
 };
 Result<ProcStat> read_stat(pid_t pid, pid_t tid);
+// The children of all threads, as this node numbers them; also those that have ended and weren't
+// waited for. Errc::unsupported: a kernel without CONFIG_PROC_CHILDREN.
+Result<std::vector<pid_t>> list_children(pid_t pid);
+// Whether the thread (a process: its leader) is on its way out, a zombie or gone.
+bool is_exiting(pid_t tid);
 
 struct ProcLimit {
   std::uint32_t resource = 0;        // RLIMIT_*

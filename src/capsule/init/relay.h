@@ -23,6 +23,7 @@ class Relay {
   // The program's side. `capacities`: of the three pipes, or null.
   Fail make_pipes(const std::uint32_t* capacities);
   Fail make_terminal(std::uint16_t rows, std::uint16_t columns);
+  Fail make_early_terminal();  // See Message::terminal.
   Kind kind() const { return kind_; }
   int program_end(int number) const;  // What becomes descriptor 0, 1 or 2; shared, for dup2.
   // The same three, or one for a terminal; `original`: what program_end is, else descriptions of
@@ -87,6 +88,7 @@ class Relay {
   void note_drained();
 
   Kind kind_ = Kind::none;
+  bool early_ = false;  // The terminal is there, and waits for put().
   // Ours: non-blocking. The program's: kept so that neither side ever sees the other gone.
   int stdin_write_ = -1, stdin_read_ = -1;
   int output_read_[2] = {-1, -1}, output_write_[2] = {-1, -1};

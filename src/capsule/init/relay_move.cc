@@ -191,7 +191,7 @@ Fail Relay::load_input(int memfd, const RelayHead& head, std::uint64_t& offset) 
 }
 
 Fail Relay::put(int memfd, std::uint64_t bytes) {
-  if (kind_ != Kind::none) return fail("the relay is in use already", EBUSY);
+  if (kind_ != Kind::none && !early_) return fail("the relay is in use already", EBUSY);
   RelayHead head;
   std::uint64_t offset = 0;
   CHECK(read_at(memfd, &head, sizeof(head), offset));
@@ -200,8 +200,10 @@ Fail Relay::put(int memfd, std::uint64_t bytes) {
   if (head.out_begin > head.out_acked || head.out_acked > head.out_end ||
       head.stdin_bytes > head.stdin_next)
     return fail("relay state contradicts itself", EINVAL);
+  if (early_ && head.tty == 0) return fail("relay state has no terminal", EINVAL);
   if (head.tty != 0) {
-    CHECK(make_terminal(head.winsize[0], head.winsize[1]));
+    if (!early_) CHECK(make_terminal(head.winsize[0], head.winsize[1]));
+    early_ = false;
   } else {
     CHECK(make_pipes(head.pipe_bytes));
   }

@@ -32,6 +32,14 @@ Fail Relay::make_terminal(std::uint16_t rows, std::uint16_t columns) {
   return set_winsize(static_cast<std::uint32_t>(rows) << 16 | columns, 0);
 }
 
+Fail Relay::make_early_terminal() {
+  if (kind_ == Kind::terminal) return ok();
+  if (kind_ != Kind::none) return fail("the relay is in use already", EBUSY);
+  CHECK(make_terminal(0, 0));
+  early_ = true;
+  return ok();
+}
+
 // Never more on the program's side than its queue holds. poll(2) on the slave first lets the kernel
 // process what was written to the master when it finds nothing to read: "nothing to read" hence
 // means that at most an unfinished line is there.

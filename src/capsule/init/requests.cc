@@ -90,6 +90,8 @@ Fail State::dispatch(Connection& client, Packet& request, Packet& answer) {
       return relay_get(answer);
     case Message::relay_put:
       return relay_put(request);
+    case Message::terminal:
+      return relay.make_early_terminal();
     case Message::relay_go:
       return relay.kind() == Relay::Kind::none ? fail("nothing to relay", EINVAL)
                                                : (relay.go(), ok());
