@@ -108,6 +108,7 @@ class Source {
   std::optional<capture::FrozenTree> paused_;  // While soft-dirty bits are read.
   memory::SourceMemory memory_;
   std::map<memory::SpaceId, pid_t> space_pids_;  // As this node sees them.
+  std::set<memory::SpaceId> file_spaces_;
   memory::Tracking tracking_;
   std::vector<sys::InterruptedSleep> sleeps_;
   ExecWatches watches_;
@@ -230,6 +231,8 @@ Result<void> Source::check_fresh(capture::FrozenTree& tree) {
   if (reasons.empty())
     reasons = TRY(capture::preflight_inside(*tree_, tree, fresh, &kernel_needs_));
   if (!reasons.empty()) return refused(reasons);
+  const std::vector<pid_t> known(fresh.begin(), fresh.end());
+  watches_.add(known);
   return check_kernel();
 }
 
@@ -280,12 +283,16 @@ Result<void> Source::add_spaces(const image::Capsule& image, const PidMap& node_
     // The running program has removed it since; the next look doesn't find it any more.
     if (frozen_at_us_ == 0 && !content.ok() && content.error().sys_errno() == ENOENT) continue;
     TRY(memory_.add_file(file.space(), TRY(std::move(content))));
+    file_spaces_.insert(file.space());
   }
-  for (const image::Process& process : prepared_.processes())
-    if (!wanted.contains(static_cast<memory::SpaceId>(process.pid())))
-      memory_.remove_space(static_cast<memory::SpaceId>(process.pid()));
-  for (const image::PrivateFile& file : prepared_.private_files())
-    if (file.space() != 0 && !wanted.contains(file.space())) memory_.remove_space(file.space());
+  // Also those of descriptions that never became the target's.
+  auto gone = [&](memory::SpaceId space) {
+    if (wanted.contains(space)) return false;
+    memory_.remove_space(space);
+    return true;
+  };
+  std::erase_if(space_pids_, [&](const auto& known) { return gone(known.first); });
+  std::erase_if(file_spaces_, gone);
   return {};
 }
 
@@ -334,6 +341,7 @@ Result<void> Source::arm() {
   if (memory::uffd_tracking_supported()) {
     capture::FrozenTree tree =
         TRY(capture::freeze(*tree_, {.measure_sleeps = true, .known_sleeps = sleeps_}));
+    TRY(check_fresh(tree));  // Now: what is tracked looks like one with a userfaultfd of its own.
     for (capture::FrozenProcess& process : tree.processes())
       uffds[process.pid] = TRY(capture::make_userfaultfd(tree, process));
     TRY(tree.thaw(&sleeps_));
