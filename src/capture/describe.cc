@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +26,7 @@ namespace {
 
 constexpr std::uint32_t image_version = 1;
 constexpr int live_looks_max = 100;
+constexpr timespec live_pause{0, 500'000};
 
 void describe_creds(const sys::ProcStatus& s, image::Creds& creds) {
   creds.set_ruid(s.uids[0]), creds.set_euid(s.uids[1]), creds.set_suid(s.uids[2]),
@@ -184,8 +186,16 @@ Result<void> describe_zombies(pid_t parent, image::Capsule& capsule) {
   return {};
 }
 
-// `ended`: one did while it was looked at, which may fail in any way, or look like something else.
-Result<void> describe_once(const TreeRef& tree, LiveDescription& live, bool& ended) {
+// In the middle of execve(2) a process has a stack and no more; the vdso comes last.
+bool executes(const image::Process& process) {
+  const auto& vmas = process.mm().vmas();
+  return std::none_of(vmas.begin(), vmas.end(),
+                      [](const image::Vma& vma) { return vma.kind() == image::Vma::VDSO; });
+}
+
+// `unsettled`: a process ended while it was looked at, which may fail in any way or look like
+// something else, or was just executing another program.
+Result<void> describe_once(const TreeRef& tree, LiveDescription& live, bool& unsettled) {
   FileTable files(tree, live.capsule, false);
   std::set<pid_t> pids;
   for (pid_t tid : TRY(list_tree_threads(tree))) {
@@ -197,13 +207,14 @@ Result<void> describe_once(const TreeRef& tree, LiveDescription& live, bool& end
     image::Process& process = *live.capsule.add_processes();
     Result<void> described = describe_running(pid, files, process);
     if (sys::is_exiting(pid)) {
-      ended = true;
+      unsettled = true;
       continue;
     }
     TRY(std::move(described).with(fmt::format("process {}", pid)));
+    unsettled = unsettled || executes(process);
     live.node_pids[process.pid()] = pid;
   }
-  if (ended || live.node_pids.empty()) return {};
+  if (unsettled || live.node_pids.empty()) return {};
   TRY(files.pipes().describe(live.capsule));
   TRY(describe_common(live.node_pids.begin()->second, live.capsule));
   live.private_file_places = std::move(files).places();
@@ -216,13 +227,14 @@ Result<void> describe_once(const TreeRef& tree, LiveDescription& live, bool& end
 Result<LiveDescription> describe_live(const TreeRef& tree) {
   for (int looks = 1;; ++looks) {
     LiveDescription live;
-    bool ended = false;
-    TRY(describe_once(tree, live, ended));
+    bool unsettled = false;
+    TRY(describe_once(tree, live, unsettled));
     if (live.node_pids.empty())
       return make_error(Errc::tracee_gone, "no process in {}", tree.freezer_path);
-    if (!ended) return live;
+    if (!unsettled) return live;
     if (looks == live_looks_max)
       return make_error(Errc::timeout, "processes come and go faster than they can be looked at");
+    ::nanosleep(&live_pause, nullptr);
   }
 }
 

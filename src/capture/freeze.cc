@@ -225,8 +225,7 @@ Result<void> FrozenTree::unhold() {
 }
 
 // What can be found out while the program still runs is not found out while it is stopped.
-Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(
-    const FreezeHints& hints, const std::optional<SleepClock>& clock) const {
+Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(const FreezeHints& hints) const {
   std::vector<Known> known;
   for (pid_t tid : TRY(list_tree_threads(tree_))) {
     // Kept open for describe(), within reason.
@@ -238,7 +237,7 @@ Result<std::vector<FrozenTree::Known>> FrozenTree::look_before(
     Known& k = known.emplace_back();
     if (known.size() <= status_files_max) k.status = std::move(*file);
     k.tid = tid, k.pid = s.tgid, k.tid_inside = s.ns_pid.back(), k.pid_inside = s.ns_tgid.back();
-    if (clock) k.sleep = clock->sample(k.pid, k.tid);
+    if (hints.measure_sleeps) k.sleep = SleepClock::sample(k.pid, k.tid);
     for (const sys::InterruptedSleep& sleep : hints.known_sleeps) {
       if (sleep.tid_inside != k.tid_inside) continue;
       Result<std::uint64_t> switches = sys::read_voluntary_switches(k.pid, k.tid);
@@ -587,9 +586,11 @@ void FrozenTree::seize_rest() {
 }
 
 Result<void> FrozenTree::stop_all(const FreezeHints& hints) {
+  std::vector<Known> known = TRY(look_before(hints));
   std::optional<SleepClock> clock;
   if (hints.measure_sleeps) clock = SleepClock::calibrate();
-  std::vector<Known> known = TRY(look_before(hints, clock));
+  for (Known& k : known)
+    if (k.sleep) clock->date(*k.sleep);
   if (hints.stopping) hints.stopping();
   frozen_at_ns_ = monotonic_ns();
   if (tree_.freezer_v2) TRY(hold());

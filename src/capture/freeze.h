@@ -18,8 +18,6 @@
 
 namespace godwit::capture {
 
-class SleepClock;
-
 // What the capsule's init says about the program's standard streams (capsule/init_protocol.h).
 struct TreeStdio {
   enum class Kind { none, pipes, pty } kind = Kind::none;
@@ -117,8 +115,7 @@ class FrozenTree {
   explicit FrozenTree(TreeRef tree) : tree_(std::move(tree)) {}
 
   struct Known;  // What was found out about a thread while it was still running.
-  Result<std::vector<Known>> look_before(const FreezeHints& hints,
-                                         const std::optional<SleepClock>& clock) const;
+  Result<std::vector<Known>> look_before(const FreezeHints& hints) const;
   Result<void> hold();
   bool all_frozen() const;
   Result<void> seize_all(std::vector<Known>& known);

@@ -8,11 +8,12 @@
 // stolen by a hypervisor or spent in interrupts, and so lags more and more, on each processor
 // differently. /proc/TID/schedstat (third field) counts how many times the thread got a processor.
 //
-// Way. Before the freeze, while the program runs: on each processor c we are switched in and read
-// our own exec_start, then CLOCK_MONOTONIC: offset[c]. A little too large (the time to read), and
-// what is lost after a thread fell asleep makes it larger still: `exec_start + offset` is never
-// before the true start, so what is left is never too little. Then each thread's call, exec_start,
-// count and run-time (schedstat's first field) are read.
+// Way. Before the freeze, while the program runs, each thread's call, exec_start, count and
+// run-time (schedstat's first field) are read. Then, on each processor c, we are switched in and
+// read our own exec_start, then CLOCK_MONOTONIC: offset[c]. A little too large (the time to read),
+// and what is lost after a thread fell asleep makes it larger still: `exec_start + offset` is never
+// before the true start, so what is left is never too little. (The other way round, 1 ms that was
+// lost between the two let a sleep of 3 ms end after 2.)
 //
 // What is seen may be over when the freezer takes hold: the thread wakes up by itself, goes through
 // the program and is on its way into an equal call when it is stopped. A second wake-up shows in
@@ -145,10 +146,11 @@ SleepClock SleepClock::calibrate() {
 // Of a thread that doesn't run.
 struct SleepClock::Look {
   SchedStat stat;
-  std::int64_t last_ran_ns = 0;  // CLOCK_MONOTONIC; never earlier than the truth.
+  std::int64_t exec_start_ns = 0;  // When it last ran.
+  std::size_t processor = 0;
 };
 
-std::optional<SleepClock::Look> SleepClock::look(pid_t pid, pid_t tid) const {
+std::optional<SleepClock::Look> SleepClock::look(pid_t pid, pid_t tid) {
   const std::optional<SchedStat> before = read_schedstat(pid, tid);
   Result<std::string> sched = read_file(sys::proc_path(pid, tid, "sched"));
   Result<sys::ProcStat> stat = sys::read_stat(pid, tid);
@@ -156,12 +158,21 @@ std::optional<SleepClock::Look> SleepClock::look(pid_t pid, pid_t tid) const {
   if (!before || !sched.ok() || !stat.ok() || read_schedstat(pid, tid) != before)
     return std::nullopt;
   const std::optional<std::int64_t> start = exec_start_ns(*sched);
-  const auto cpu = static_cast<std::size_t>(stat->processor);
-  if (!start || cpu >= offset_ns_.size() || !offset_ns_[cpu]) return std::nullopt;
-  return Look{*before, *start + *offset_ns_[cpu]};
+  if (!start) return std::nullopt;
+  return Look{*before, *start, static_cast<std::size_t>(stat->processor)};
 }
 
-std::optional<SleepSample> SleepClock::sample(pid_t pid, pid_t tid) const {
+std::optional<std::int64_t> SleepClock::monotonic(std::int64_t exec_start_ns,
+                                                  std::size_t processor) const {
+  if (processor >= offset_ns_.size() || !offset_ns_[processor]) return std::nullopt;
+  return exec_start_ns + *offset_ns_[processor];
+}
+
+void SleepClock::date(SleepSample& sample) const {
+  sample.since_ns_ = monotonic(sample.exec_start_ns_, sample.processor_);
+}
+
+std::optional<SleepSample> SleepClock::sample(pid_t pid, pid_t tid) {
   Result<sys::ProcSyscall> call = sys::read_syscall(pid, tid);
   if (!call.ok() || call->running || !may_have_timeout(call->nr)) return std::nullopt;
   const std::optional<Look> seen = look(pid, tid);
@@ -172,7 +183,7 @@ std::optional<SleepSample> SleepClock::sample(pid_t pid, pid_t tid) const {
   sample.pid_ = pid, sample.tid_ = tid, sample.nr_ = call->nr;
   std::memcpy(sample.args_, call->args, sizeof sample.args_);
   if (call->nr == SYS_restart_syscall) sample.restarted_nr_ = restarted_call(pid, tid, call->args);
-  sample.since_ns_ = seen->last_ran_ns;
+  sample.exec_start_ns_ = seen->exec_start_ns, sample.processor_ = seen->processor;
   sample.times_scheduled_ = seen->stat.times;
   sample.ran_ns_ = seen->stat.ran_ns;
   return sample;
@@ -183,8 +194,10 @@ void SleepClock::confirm(SleepSample& sample, std::int64_t held_at_ns) const {
   if (!now) return;
   if (now->stat.times == sample.times_scheduled_) sample.confirmed_ = true;  // Frozen asleep.
   if (now->stat.times != sample.times_scheduled_ + 1) return;
-  const std::int64_t awake_since_ns = now->last_ran_ns - (now->stat.ran_ns - sample.ran_ns_);
-  sample.confirmed_ = awake_since_ns >= held_at_ns;
+  // The offset is of before, so this is never after the truth.
+  const std::optional<std::int64_t> last_ran_ns = monotonic(now->exec_start_ns, now->processor);
+  if (!last_ran_ns) return;
+  sample.confirmed_ = *last_ran_ns - (now->stat.ran_ns - sample.ran_ns_) >= held_at_ns;
 }
 
 bool SleepSample::same_call(const sys::Regs& regs) const {

@@ -29,7 +29,9 @@ class SleepSample {
   std::int64_t nr_ = -1;
   std::int64_t restarted_nr_ = -1;
   std::uint64_t args_[6] = {};
-  std::int64_t since_ns_ = 0;
+  std::int64_t exec_start_ns_ = 0;  // By the clock of this processor's run queue.
+  std::size_t processor_ = 0;
+  std::optional<std::int64_t> since_ns_;  // The same by CLOCK_MONOTONIC, once it is dated.
   std::uint64_t times_scheduled_ = 0;
   std::int64_t ran_ns_ = 0;
   bool confirmed_ = false;
@@ -39,9 +41,12 @@ class SleepSample {
 // across all processors once (20 us each); its affinity is as before afterwards.
 class SleepClock {
  public:
-  static SleepClock calibrate();
   // Nothing for threads that run, or that sleep in a call without a timeout.
-  std::optional<SleepSample> sample(pid_t pid, pid_t tid) const;
+  static std::optional<SleepSample> sample(pid_t pid, pid_t tid);
+  // After all samples, or what is lost of a run queue's time in between would make sleeps longer
+  // than they were.
+  static SleepClock calibrate();
+  void date(SleepSample& sample) const;
   // To be called while the thread stands in the freezer, which was put on at `held_at_ns`
   // (CLOCK_MONOTONIC): whether it ran before that, without our doing, is then seen in how often and
   // since when it had a processor.
@@ -49,7 +54,8 @@ class SleepClock {
 
  private:
   struct Look;
-  std::optional<Look> look(pid_t pid, pid_t tid) const;
+  static std::optional<Look> look(pid_t pid, pid_t tid);
+  std::optional<std::int64_t> monotonic(std::int64_t exec_start_ns, std::size_t processor) const;
   std::vector<std::optional<std::int64_t>> offset_ns_;  // By processor.
 };
 
