@@ -1,4 +1,5 @@
 """One QEMU machine: its process, and commands run in it through a virtio serial port."""
+import contextlib
 import json
 import os
 import pathlib
@@ -23,6 +24,10 @@ KERNEL_OPTIONS = ("console=ttyS0 quiet panic=-1 mitigations=off nowatchdog no_ti
 
 class MachineFailed(Exception):
     pass
+
+
+class EmulatorCrashed(MachineFailed):
+    """QEMU ended by a signal, which says nothing of the programs in it."""
 
 
 class Result:
@@ -125,8 +130,16 @@ class Machine:
             self._lock.wait_for(lambda: condition() or self._lost, timeout=limit_s)
             if condition():
                 return
-            raise MachineFailed(f"{self.name}: {what}: {self._lost or f'not within {limit_s} s'}\n"
-                                f"{self._qemu_says()}{self.console_tail()}")
+            raise self._failure()(f"{self.name}: {what}: {self._lost or f'not within {limit_s} s'}\n"
+                                  f"{self._qemu_says()}{self.console_tail()}")
+
+    def _failure(self):
+        if not self._lost or self._process is None:
+            return MachineFailed
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        ended = self._process.returncode
+        return EmulatorCrashed if ended is not None and ended < 0 else MachineFailed
 
     def wait_booted(self):
         self._wait(lambda: self.release, BOOT_LIMIT_S, "boot")

@@ -25,7 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "system")]
 
 import image as images          # noqa: E402
 import manifest                 # noqa: E402
-from machine import MEMORY_MIB, MachineFailed   # noqa: E402
+from machine import MEMORY_MIB, EmulatorCrashed, MachineFailed   # noqa: E402
 from pair import CPUS, NODES, Pair    # noqa: E402
 
 SKIP = 77
@@ -37,6 +37,7 @@ SHORT = ("vdso_calls_survive", "private_anonymous_keeps_every_byte", "nanosleep_
 SHORT_S = 300
 CASE_S = 900
 JOBS = 2
+CRASHES_MAX = 3  # Of QEMU: it loses a race in its own emulation now and then, mostly while it boots.
 BINARIES = ("godwitd", "godwit", "godwit-worker", "godwit-init")
 # What `godwit doctor` must say of each kernel: the start of a probe's name, and its status.
 DOCTOR = {"n1": (("PAGEMAP_SCAN", "ok"), ("userfaultfd WP_ASYNC", "ok"),
@@ -248,11 +249,23 @@ def work(options):
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Runs every `finally` on the way.
     options = parse()
+    for _ in range(CRASHES_MAX):
+        try:
+            return judge(options)
+        except EmulatorCrashed as crash:
+            print(f"QEMU itself crashed, once more: {crash}", flush=True)
+    print(f"FAILED: QEMU crashed {CRASHES_MAX} times")
+    return 1
+
+
+def judge(options):
     try:
         return work(options)
     except Skip as reason:
         print(f"skip: {reason}")
         return SKIP
+    except EmulatorCrashed:
+        raise
     except MachineFailed as failure:
         print(f"FAILED: {failure}")
         return 1
