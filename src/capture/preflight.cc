@@ -348,15 +348,20 @@ Result<void> check_sharing(const std::set<pid_t>& pids, Reasons& reasons) {
   return {};
 }
 
-}  // namespace
-
-Result<std::vector<std::string>> preflight(const TreeRef& tree) {
+Result<std::set<pid_t>> tree_pids(const TreeRef& tree) {
   std::set<pid_t> pids;
   for (pid_t tid : TRY(list_tree_threads(tree))) {
     Result<sys::ProcStatus> status = sys::read_status(tid);
     if (!status.ok() && status.error().code() == Errc::tracee_gone) continue;
     pids.insert(TRY(std::move(status)).tgid);
   }
+  return pids;
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> preflight(const TreeRef& tree) {
+  const std::set<pid_t> pids = TRY(tree_pids(tree));
   std::vector<std::string> reasons = TRY(preflight(tree, pids));
   if (reasons.empty() && std::all_of(pids.begin(), pids.end(), sys::is_exiting))
     reasons.push_back("the program has ended");
@@ -368,7 +373,7 @@ Result<std::vector<std::string>> preflight(const TreeRef& tree) {
 
 Result<std::vector<std::string>> preflight(const TreeRef& tree, const std::set<pid_t>& pids) {
   Reasons reasons;
-  TRY(check_sharing(pids, reasons));
+  TRY(check_sharing(TRY(tree_pids(tree)), reasons));  // With whomever.
   for (pid_t pid : pids) {
     // Where the leader has ended and others go on, /proc/PID has neither exe nor mm nor
     // descriptors; and a skeleton whose leader ends before its threads are made isn't covered.

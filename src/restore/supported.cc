@@ -146,6 +146,9 @@ void check_process(const image::Process& p, bool final, std::vector<std::string>
   }
   if (p.cwd_private_file() != 0)
     reasons.push_back(whose + ": a private working directory by number");
+  const int stop = p.stop_signal();
+  if (stop != 0 && stop != SIGSTOP && stop != SIGTSTP && stop != SIGTTIN && stop != SIGTTOU)
+    reasons.push_back(fmt::format("{}: stopped by signal {}", whose, stop));
   check_vmas(p.mm(), reasons);
   for (const std::string& info : p.pending()) check_pending(info, whose, reasons);
   if (!final) return;
@@ -165,6 +168,9 @@ std::vector<std::string> reasons_against(const image::Capsule& capsule, bool fin
   }
   if (capsule.processes_size() == 0) reasons.push_back("no processes");
   for (const image::Process& p : capsule.processes()) check_process(p, final, reasons);
+  for (const image::Zombie& z : capsule.zombies())
+    if ((z.wait_status() & ~0xffff) != 0 || (z.wait_status() & 0x7f) > SIGRTMAX)
+      reasons.push_back(fmt::format("zombie {}: wait status {:#x}", z.pid(), z.wait_status()));
   for (const std::string& feature :
        sys::kernel_feature_names(kernel_needs(capsule) & ~sys::kernel_features()))
     reasons.push_back("the program uses what this kernel lacks: " + feature);
