@@ -17,6 +17,16 @@ struct Facts {
   bool memory;
 };
 
+// How many SIGCHLD have come: none must come for a move.
+inline std::atomic<int> sigchld_count{0};
+
+inline void count_sigchld() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { ++sigchld_count; };
+  action.sa_flags = SA_RESTART;
+  need(sigaction(SIGCHLD, &action, nullptr) == 0, "sigaction");
+}
+
 class Relative {
  public:
   // Forks one that runs `born` (setsid, setpgid, more relatives), then answers until its pipe ends.

@@ -5,8 +5,6 @@ using namespace tracee;
 
 namespace {
 
-std::atomic<int> signals{0};
-
 struct Child {
   pid_t pid;
   int signal;
@@ -23,10 +21,7 @@ char state_of(pid_t pid) {
 }  // namespace
 
 int main() {
-  struct sigaction action = {};
-  action.sa_handler = [](int) { ++signals; };
-  action.sa_flags = SA_RESTART;
-  sigaction(SIGCHLD, &action, nullptr);
+  count_sigchld();
   auto* counts = reinterpret_cast<std::atomic<uint64_t>*>(
       map(page_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS));
   std::vector<Child> children = {{0, SIGSTOP, true, &counts[0]},
@@ -54,13 +49,13 @@ int main() {
     need(waitid(P_PID, static_cast<id_t>(child.pid), &info, how) == 0, "waitid");
     need(info.si_code == CLD_STOPPED && info.si_status == child.signal, "it isn't stopped");
   }
-  need(eventually([&] { return signals > 0; }), "SIGCHLD");
-  const int before = signals;
+  need(eventually([&] { return sigchld_count > 0; }), "SIGCHLD");
+  const int before = sigchld_count;
   std::vector<uint64_t> stood_at;
   for (Child& child : children) stood_at.push_back(*child.count);
   ready();
   wait_moved();
-  same("SIGCHLD", before, signals.load());
+  same("SIGCHLD", before, sigchld_count.load());
   for (size_t i = 0; i < children.size(); ++i) {
     const Child& child = children[i];
     same("state", 'T', state_of(child.pid));

@@ -5,8 +5,6 @@ using namespace tracee;
 
 namespace {
 
-std::atomic<int> signals{0};
-
 struct End {
   int code, status;  // As waitid(2) tells them.
 };
@@ -27,10 +25,7 @@ pid_t child_that(int signal, int exit_code) {
 }  // namespace
 
 int main() {
-  struct sigaction action = {};
-  action.sa_handler = [](int) { ++signals; };
-  action.sa_flags = SA_RESTART;
-  sigaction(SIGCHLD, &action, nullptr);
+  count_sigchld();
   const std::vector<std::pair<pid_t, End>> children = {
       {child_that(0, 0), {CLD_EXITED, 0}},
       {child_that(0, 255), {CLD_EXITED, 255}},
@@ -51,10 +46,10 @@ int main() {
   };
   for (auto& [pid, end] : children) look(pid, end, WNOWAIT);
   need(failures == 0, "children");
-  const int before = signals;
+  const int before = sigchld_count;
   ready();
   wait_moved();
-  same("SIGCHLD", before, signals.load());
+  same("SIGCHLD", before, sigchld_count.load());
   for (auto& [pid, end] : children) look(pid, end, WNOWAIT);
   for (auto& [pid, end] : children) look(pid, end, 0);
   check(wait(nullptr) == -1 && errno == ECHILD, "more children than there were");
