@@ -20,6 +20,7 @@ std::string_view errc_name(Errc code) {
     case Errc::in_doubt: return "in_doubt";
     case Errc::cancelled: return "cancelled";
     case Errc::internal: return "internal";
+    case Errc::busy: return "busy";
   }
   return "unknown";
 }

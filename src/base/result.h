@@ -29,6 +29,7 @@ enum class Errc {
   in_doubt,        // Neither success nor failure is known.
   cancelled,       // Asked to stop.
   internal,        // A library failed in a way that is not the user's doing.
+  busy,            // Not now; the same may succeed in a moment.
 };
 
 std::string_view errc_name(Errc code);

@@ -166,6 +166,11 @@ Result<void> FileTable::classify(const Holder& holder, int fd, const sys::FdInfo
     *file.mutable_ref() = TRY(refer(holder.pid, place, path, deleted));
     return {};
   }
+  if (S_ISSOCK(st.st_mode) && !stands_still_) {
+    // A copy would keep it open for a moment after the program has closed it, as its peer can see.
+    file.set_kind(image::OpenFile::SOCKET);
+    return {};
+  }
   UniqueFd copy = TRY(sys::pidfd_getfd(holder.pidfd, fd));
   TRY(describe_ownership(copy.get(), file));
   if (int stream = stdio_stream(tree_.stdio, st); stream >= 0) {
@@ -176,11 +181,14 @@ Result<void> FileTable::classify(const Holder& holder, int fd, const sys::FdInfo
   }
   if (S_ISFIFO(st.st_mode)) {
     file.set_kind(image::OpenFile::PIPE);
-    file.set_pipe(
-        TRY(pipes_.add(std::move(copy), st, info.flags,
-                       fmt::format("descriptor {} of process {}", fd, holder.pid_inside))));
+    file.set_pipe(TRY(pipes_.add(std::move(copy), st, info.flags, holder.name_of(fd))));
     if (!path.starts_with("pipe:"))
       *file.mutable_ref() = TRY(refer(holder.pid, place, path, deleted));
+    return {};
+  }
+  if (S_ISSOCK(st.st_mode)) {
+    file.set_kind(image::OpenFile::SOCKET);
+    file.set_socket(TRY(sockets_.add(std::move(copy), st, holder.name_of(fd))));
     return {};
   }
   if (image::OpenFile::Kind kind = object_kind(path); kind != image::OpenFile::REGULAR) {
@@ -218,6 +226,23 @@ Result<std::uint32_t> FileTable::open_file(const Holder& holder, int fd, const s
   *capsule_.add_files() = file;
   same_object.push_back({holder.pid, fd, file.id()});
   return file.id();
+}
+
+std::string FileTable::Holder::name_of(int fd) const {
+  return pid_inside != 0 ? fmt::format("descriptor {} of process {}", fd, pid_inside)
+                         : "a descriptor in a message between sockets";
+}
+
+Result<void> FileTable::describe_sockets(std::vector<UniqueFd>& in_flight) {
+  const pid_t self = ::getpid();
+  UniqueFd pidfd = TRY(sys::open_pidfd(self));
+  auto describe_own = [&](UniqueFd fd) -> Result<std::uint32_t> {
+    const sys::FdInfo info = TRY(sys::read_fdinfo(self, fd.get()));
+    const std::uint32_t id = TRY(open_file({self, 0, pidfd.get()}, fd.get(), info));
+    in_flight.push_back(std::move(fd));
+    return id;
+  };
+  return sockets_.describe(tree_.connections, describe_own, capsule_);
 }
 
 Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& process) {

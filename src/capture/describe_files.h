@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "capture/describe_pipes.h"
+#include "capture/describe_sockets.h"
 #include "capture/freeze.h"
 #include "image/image.pb.h"
 #include "sys/proc.h"
@@ -33,6 +34,10 @@ class FileTable {
   bool stands_still() const { return stands_still_; }
   // After all processes: pipes are described when all their ends are known.
   const PipeTable& pipes() const { return pipes_; }
+  const SocketTable& sockets() const { return sockets_; }
+  // Preconditions: the tree stands still. `in_flight`: copies of what comes along as messages;
+  // their content is read through these.
+  Result<void> describe_sockets(std::vector<UniqueFd>& in_flight);
   std::map<std::uint32_t, std::string> places() && { return std::move(places_); }
 
  private:
@@ -42,8 +47,9 @@ class FileTable {
     std::uint32_t id;
   };
   struct Holder {
-    pid_t pid, pid_inside;
+    pid_t pid, pid_inside;  // Inside 0: ourselves, for what comes along in messages.
     int pidfd;
+    std::string name_of(int fd) const;
   };
   Result<std::uint32_t> open_file(const Holder& holder, int fd, const sys::FdInfo& info);
   Result<void> classify(const Holder& holder, int fd, const sys::FdInfo& info,
@@ -55,6 +61,7 @@ class FileTable {
   image::Capsule& capsule_;
   bool stands_still_;
   PipeTable pipes_;
+  SocketTable sockets_;
   std::map<std::tuple<std::uint64_t, std::uint64_t>, std::vector<Description>>
       met_;  // By device and inode.
   std::map<std::uint32_t, std::pair<std::uint64_t, std::uint64_t>>

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "capture/connections.h"
 #include "image/image.pb.h"
 #include "sys/interrupted_sleep.h"
 #include "sys/proc.h"
@@ -31,6 +32,8 @@ struct TreeRef {
   bool freezer_v2 = true;
   pid_t init_pid = 0;    // godwit-init of the capsule, as this node sees it.
   TreeStdio stdio = {};  // Pipes and terminals that are not these are refused.
+  // Borrowed. Null: sockets other than those of AF_UNIX are refused.
+  Connections* connections = nullptr;
 };
 
 struct FreezeHints {
@@ -137,6 +140,7 @@ class FrozenTree {
 
   TreeRef tree_;
   std::map<std::uint32_t, std::string> private_file_places_;
+  std::vector<UniqueFd> in_flight_;  // Descriptors in messages between the tree's sockets.
   std::vector<FrozenProcess> processes_;
   std::vector<pid_t> seized_;  // Every thread that we trace, also one whose stop isn't known yet.
   std::int64_t frozen_at_ns_ = 0;

@@ -69,7 +69,6 @@ std::string anonymous_kind(const std::string& link) {
       {"seccomp notify", "a seccomp listener"},
   };
   constexpr std::string_view prefix = "anon_inode:";
-  if (link.starts_with("socket:")) return "a socket";
   if (link.starts_with("pidfd:")) return "a pidfd";
   if (link.starts_with("mnt:") || link.starts_with("net:") || link.starts_with("user:") ||
       link.starts_with("pid:") || link.starts_with("uts:") || link.starts_with("ipc:") ||

@@ -292,7 +292,8 @@ Result<bool> has_kernel_objects(const TreeRef& tree, pid_t pid) {
     const std::string place = sys::proc_path(pid, fmt::format("fd/{}", fd));
     if (::stat(place.c_str(), &st) != 0) return os_error(fmt::format("stat({})", place));
     if (S_ISFIFO(st.st_mode) && stdio_stream(tree.stdio, st) < 0) return true;
-    if (object_kind(TRY(sys::read_link(place))) != image::OpenFile::REGULAR) return true;
+    const std::string link = TRY(sys::read_link(place));
+    if (object_kind(link) != image::OpenFile::REGULAR || link.starts_with("socket:")) return true;
   }
   return false;
 }
@@ -313,6 +314,8 @@ Result<void> look_at_descriptors(const TreeRef& tree, FrozenTree& frozen,
     reasons.push_back(fmt::format("process {}: {}", process.pid_inside, described.error().what()));
   }
   for (std::string& reason : TRY(files.pipes().reasons())) reasons.push_back(std::move(reason));
+  for (std::string& reason : TRY(files.sockets().reasons(tree.connections)))
+    reasons.push_back(std::move(reason));
   return {};
 }
 

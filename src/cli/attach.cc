@@ -181,7 +181,7 @@ class Session {
 
   Result<bool> closed(const api::AttachReply::Closed& closed) const {
     if (closed.again()) return false;
-    const auto code = closed.code() <= static_cast<std::uint32_t>(Errc::internal)
+    const auto code = closed.code() <= static_cast<std::uint32_t>(Errc::busy)
                           ? static_cast<Errc>(closed.code())
                           : Errc::internal;
     return Error(code, closed.reason());

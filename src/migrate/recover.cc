@@ -4,6 +4,7 @@
 #include "capture/describe.h"
 #include "capture/freeze.h"
 #include "migrate/capsule_files.h"
+#include "migrate/capsule_network.h"
 #include "migrate/commit_record.h"
 #include "migrate/fault_keeper.h"
 #include "migrate/file_identity.h"
@@ -25,16 +26,17 @@ Result<void> recover(const NodeEnv& env, const wire::RecoverOrder& order) {
   capsule::Shell shell = TRY(capsule::Shell::open(env, id));
   hurry(shell, false);
   if (order.action() == wire::RecoverOrder::START) {
+    TRY(recover_traffic(shell));
     // Contexts are clean since the seal, and a thread that waits for a missing page can't be
     // seized.
     TRY(shell.tree().thaw());
     CommitRecord record = TRY(CommitRecord::open(grant_path(env, id), true));
     if (TRY(record.read()).state == static_cast<std::uint32_t>(TargetState::granted))
       TRY(memory::TargetMemory::release_held(TRY(fault_keeper(env, id))));
-    TRY(shell.gate(true));
     TRY(shell.announce());
     return shell.init().relay_go();
   }
+  TRY(recover_traffic(shell));
   TRY(capture::recover(TRY(tree_of(shell))));
   return shell.init().relay_go();
 }
@@ -70,14 +72,17 @@ Result<std::vector<std::string>> compare(const wire::CheckOrder& order) {
 Result<std::vector<std::string>> check(const NodeEnv& env, const wire::CheckOrder& order,
                                        image::Capsule& must_be_there, std::uint64_t& kernel_needs) {
   capsule::Shell shell = TRY(capsule::Shell::open(env, CapsuleId{order.capsule()}));
-  std::vector<std::string> reasons = TRY(capture::preflight(TRY(tree_of(shell))));
+  CapsuleNetwork network(shell);
+  capture::TreeRef tree = TRY(tree_of(shell));
+  tree.connections = &network;
+  std::vector<std::string> reasons = TRY(capture::preflight(tree));
   if (!reasons.empty()) return reasons;  // What can't be described can't be checked further.
   if (order.inside()) {
     std::vector<sys::InterruptedSleep> sleeps = noted_sleeps(env, CapsuleId{order.capsule()});
-    reasons = TRY(capture::preflight_inside(TRY(tree_of(shell)), sleeps, &kernel_needs));
+    reasons = TRY(capture::preflight_inside(tree, sleeps, &kernel_needs));
     note_sleeps(env, CapsuleId{order.capsule()}, sleeps);
   }
-  capture::LiveDescription live = TRY(capture::describe_live(TRY(tree_of(shell))));
+  capture::LiveDescription live = TRY(capture::describe_live(tree));
   std::string root = fmt::format("/proc/{}/root", shell.init_pid());
   CapsuleFiles files(root);
   TRY(files.collect(live.capsule, live.node_pids));

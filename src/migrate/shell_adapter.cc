@@ -74,6 +74,24 @@ Result<UniqueFd> ShellAdapter::terminal() {
   return stdio(0, true);
 }
 
+Result<UniqueFd> ShellAdapter::socket(const image::Socket& socket) {
+  any_socket_ = true;
+  return sockets_.make(socket);
+}
+
+Result<void> ShellAdapter::open_gate() {
+  if (std::exchange(gate_open_, true)) return {};
+  TRY(shell_.gate(true));
+  return shell_.announce();
+}
+
+Result<void> ShellAdapter::start_traffic() {
+  if (!any_socket_) return {};  // Then the program needn't wait for it.
+  Result<void> open = open_gate();
+  Result<void> released = sockets_.release();
+  return open.ok() ? released : open;
+}
+
 Result<UniqueFd> ShellAdapter::root() {
   return open_fd(fmt::format("/proc/{}/root", shell_.init_pid()), O_PATH | O_DIRECTORY);
 }

@@ -10,6 +10,7 @@
 #include "capsule/shell.h"
 #include "capture/freeze.h"
 #include "restore/skeleton_source.h"
+#include "sockets/restored_sockets.h"
 #include "sys/interrupted_sleep.h"
 
 namespace godwit::migrate {
@@ -34,7 +35,8 @@ inline std::string hash_dir(const NodeEnv& env) { return env.run_dir + "/hashes"
 
 class ShellAdapter : public restore::SkeletonSource {
  public:
-  explicit ShellAdapter(capsule::Shell& shell) : shell_(shell) {}  // Borrowed.
+  explicit ShellAdapter(capsule::Shell& shell)  // Borrowed.
+      : shell_(shell), sockets_(shell.init_pid()) {}
 
   Result<Forked> fork_skeleton(pid_t pid) override;
   pid_t init_pid() const override { return shell_.init_pid(); }
@@ -42,13 +44,21 @@ class ShellAdapter : public restore::SkeletonSource {
                               std::int64_t boottime_delta_ns) override;
   Result<UniqueFd> stdio(std::uint32_t index, bool original) override;
   Result<UniqueFd> terminal() override;
+  Result<UniqueFd> socket(const image::Socket& socket) override;
+  Result<void> start_traffic() override;
   Result<UniqueFd> root() override;
   Result<void> set_last_pid(pid_t pid) override;
   Result<void> freeze_tree() override;
   Result<void> thaw_tree() override;
 
+  // The gate opens, and the network is told where the capsule is. Once; start_traffic does it too,
+  // where there are sockets.
+  Result<void> open_gate();
+
  private:
   capsule::Shell& shell_;
+  sockets::RestoredSockets sockets_;
+  bool any_socket_ = false, gate_open_ = false;
 };
 
 }  // namespace godwit::migrate

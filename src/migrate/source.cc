@@ -19,6 +19,7 @@
 #include "memory/dirty_tracker.h"
 #include "memory/source_memory.h"
 #include "migrate/capsule_files.h"
+#include "migrate/capsule_network.h"
 #include "migrate/commit_record.h"
 #include "migrate/eager_pages.h"
 #include "migrate/exec_watches.h"
@@ -52,6 +53,10 @@ constexpr std::uint64_t announced_pages_few = 4096;  // 0.6 ms of the freeze.
 // A running program can remove files faster than we describe it, but not forever.
 constexpr int describe_attempts_max = 40;
 
+// What happens between sockets in the freeze takes its time outside of it.
+constexpr std::int64_t busy_us_max = 5'000'000;
+constexpr timespec busy_pause{0, 1'000'000};
+
 class Source {
  public:
   Source(const NodeEnv& env, const wire::SourceOrder& order, EventSink& sink)
@@ -73,9 +78,10 @@ class Source {
   Result<void> prepare();
   Result<void> arm();
   Result<void> pause(bool stop);
-  Result<RoundDecision> rounds();
+  Result<void> rounds();
   Result<void> announce();
-  Result<void> move(const RoundDecision& decision);
+  Result<void> move();
+  Result<void> stop_and_move();
   Result<void> check_fresh(capture::FrozenTree& tree);
   Result<void> copy_frozen(capture::FrozenTree& tree, bool postcopy);
   Result<void> commit(capture::FrozenTree& tree);
@@ -100,6 +106,7 @@ class Source {
   Reporter reporter_;
 
   std::optional<capsule::Shell> shell_;
+  std::optional<CapsuleNetwork> network_;
   std::optional<capture::TreeRef> tree_;
   std::optional<CommitRecord> journal_;
   std::optional<FileIdentity> identity_;
@@ -129,8 +136,8 @@ wire::Report Source::run() {
     TRY(preflight());
     TRY(connect());
     TRY(prepare());
-    RoundDecision decision = TRY(rounds());
-    TRY(move(decision));
+    TRY(rounds());
+    TRY(move());
     if (postcopy_) TRY(drain());
     return release();
   };
@@ -175,7 +182,9 @@ Result<void> Source::open() {
   reporter_.phase("preflight");
   reporter_.report().set_mode(order_.mode());
   shell_ = TRY(capsule::Shell::open(env_, id_));
+  network_.emplace(*shell_);
   tree_ = TRY(tree_of(*shell_));
+  tree_->connections = &*network_;
   std::string root = fmt::format("/proc/{}/root", shell_->init_pid());
   std::vector<std::string> shared(order_.shared_dirs().begin(), order_.shared_dirs().end());
   identity_.emplace(root, std::move(shared), hash_dir(env_));
@@ -401,7 +410,7 @@ Result<memory::RoundStats> Source::send_round(memory::RoundKind kind, std::int64
   return stats;
 }
 
-Result<RoundDecision> Source::rounds() {
+Result<void> Source::rounds() {
   bool wants_rounds = order_.mode() != wire::STOP && order_.mode() != wire::POSTCOPY;
   if (wants_rounds) {
     reporter_.phase("arm");
@@ -429,7 +438,7 @@ Result<RoundDecision> Source::rounds() {
   reporter_.report().set_mode(next_round_ > 0 ? (postcopy_ ? wire::HYBRID : wire::PRECOPY)
                                               : (postcopy_ ? wire::POSTCOPY : wire::STOP));
   if (postcopy_ && next_round_ > 0) TRY(announce());
-  return decision;
+  return {};
 }
 
 // What post-copy will fetch anyhow, the target forgets while the program still runs: 0.15 us a
@@ -444,7 +453,22 @@ Result<void> Source::announce() {
   return {};
 }
 
-Result<void> Source::move(const RoundDecision&) {
+// Somebody may just be connecting to the program: that takes its course, and then the program is
+// stopped again.
+Result<void> Source::move() {
+  const std::int64_t until_us = monotonic_us() + busy_us_max;
+  while (true) {
+    Result<void> moved = stop_and_move();
+    const bool busy = !moved.ok() && moved.error().code() == Errc::busy;
+    if (!busy) return moved;
+    if (monotonic_us() > until_us)
+      return make_error(Errc::refused, "{} all the time: try again", moved.error().what());
+    frozen_at_us_ = 0;
+    ::nanosleep(&busy_pause, nullptr);
+  }
+}
+
+Result<void> Source::stop_and_move() {
   auto stopping = [this] {
     // On a busy node every wait of ours in the freeze would otherwise be a turn of everybody else.
     if (!sys::raise_thread_priority()) LOG(info, "the freeze runs at ordinary priority");
@@ -459,6 +483,12 @@ Result<void> Source::move(const RoundDecision&) {
                                                           .known_sleeps = sleeps_,
                                                           .leave_vdso = leave_vdso_,
                                                           .stopping = stopping}));
+  // Before the tree goes on.
+  Guard traffic([&] {
+    if (given_up_) return;
+    if (Result<void> flows = network_->release(); !flows.ok())
+      LOG(error, "traffic: {}", flows.error().what());
+  });
   TRY(check_fresh(tree));
   // From here no page of the tree can change. Every early return thaws, until the capsule is given
   // up: then what this init would still take in for the program could be lost with this copy.
@@ -468,6 +498,7 @@ Result<void> Source::move(const RoundDecision&) {
   TRY(copy_frozen(tree, postcopy_));
   TRY(commit(tree));
   relay.commit();
+  traffic.commit();
   unhurried.commit();
   return {};
 }
@@ -541,6 +572,7 @@ Result<void> Source::commit(capture::FrozenTree& tree) {
   // only the target's record may thaw the source.
   given_up_ = true;
   tree.commit();
+  network_->commit();
   wire::ToTarget message;
   message.mutable_grant()->set_epoch(epoch_.value);
   TRY(target_.send(message));

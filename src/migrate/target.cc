@@ -395,8 +395,7 @@ Result<void> Target::on_grant(Epoch epoch) {
   }
   // What isn't needed for the first instruction comes after it.
   hurry(*shell_, false);
-  also(shell_->gate(true));
-  also(shell_->announce());
+  also(adapter_->open_gate());
   also(shell_->init().relay_go());
   reporter_.tell();  // godwitd looks at the record at once, and serves the streams.
   note_sleeps(env_, id_, restorer_->sleeps());

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -123,6 +124,19 @@ Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file, const image::C
   }
 }
 
+Result<UniqueFd> OpenFiles::open_socket(const image::OpenFile& file,
+                                        const image::Capsule& capsule) {
+  for (const image::Socket& socket : capsule.sockets()) {
+    if (socket.id() != file.socket()) continue;
+    if (socket.family() == AF_UNIX) return make_error(Errc::unsupported, "a Unix socket");
+    UniqueFd made = TRY(source_.socket(socket));
+    if (fchown(made.get(), socket.uid(), socket.gid()) != 0) return os_error("fchown");
+    TRY(set_flags(made.get(), static_cast<int>(file.flags())));
+    return made;
+  }
+  return make_error(Errc::invalid, "the image has no socket {}", file.socket());
+}
+
 Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t frozen_ns) {
   opened_.clear();
   TRY(pipes_.make_all(capsule));
@@ -132,6 +146,10 @@ Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t fro
       UniqueFd made = TRY(make_object(f, capsule.clocks(), frozen_ns).with(describe(f)));
       TRY(set_flags(made.get(), static_cast<int>(f.flags())).with(describe(f)));
       opened_[f.id()] = std::move(made);
+      continue;
+    }
+    if (f.kind() == image::OpenFile::SOCKET) {
+      opened_[f.id()] = TRY(open_socket(f, capsule).with(describe(f)));
       continue;
     }
     opened_[f.id()] = TRY(open_one(f, capsule.spec()).with(describe(f)));

@@ -41,6 +41,7 @@ class OpenFiles {
 
  private:
   Result<UniqueFd> open_one(const image::OpenFile& file, const image::CapsuleSpec& spec);
+  Result<UniqueFd> open_socket(const image::OpenFile& file, const image::Capsule& capsule);
   Result<void> add_watches(Skeleton& skeleton, const image::Process& process,
                            const image::Capsule& capsule);
   Result<void> at_terminal(Skeleton& skeleton, unsigned long request, const char* name,

@@ -573,10 +573,11 @@ Result<void> Restorer::start() {
     }
   }
   impl_->wait_for_tick();
+  Result<void> done = impl_->source.start_traffic();
   // Thawed first: a thread that is detached in a frozen group wakes twice (64 threads: 0.5 to 2
   // ms). They still stand in their ptrace stops. Should we die in between, the kernel detaches the
   // rest, which is right after the grant.
-  Result<void> done = impl_->source.thaw_tree();
+  if (Result<void> thawed = impl_->source.thaw_tree(); done.ok()) done = std::move(thawed);
   // Also if that failed: it was granted, so it is nobody's to kill any more. Who takes over thaws.
   for (const auto& process : impl_->processes) {
     Result<void> released = process->skeleton.release();

@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "image/image.pb.h"
 
 namespace godwit::restore {
 
@@ -41,6 +42,13 @@ class SkeletonSource {
 
   // The same of a capsule with a terminal; may be called before everything else about stdio.
   virtual Result<UniqueFd> terminal() = 0;
+
+  // A socket that isn't of AF_UNIX, in the capsule's network, with its connection and what waits in it.
+  // Nothing comes in or goes out yet.
+  virtual Result<UniqueFd> socket(const image::Socket& socket) = 0;
+
+  // Traffic flows again; just before the program does.
+  virtual Result<void> start_traffic() = 0;
 
   // The root directory as the capsule sees it (/proc/INIT/root).
   virtual Result<UniqueFd> root() = 0;

@@ -257,6 +257,10 @@ Result<UniqueFd> TestShell::stdio(std::uint32_t index, bool) {
   return open_fd(own_fd_path(fd), index == 0 ? O_RDONLY : O_WRONLY);
 }
 
+Result<UniqueFd> TestShell::socket(const image::Socket&) {
+  return make_error(Errc::unsupported, "these shells have no network");
+}
+
 Result<UniqueFd> TestShell::terminal() {
   return make_error(Errc::unsupported, "this shell has no terminal");
 }

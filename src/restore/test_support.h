@@ -48,6 +48,8 @@ class TestShell final : public SkeletonSource {
                               std::int64_t boottime_delta_ns) override;
   Result<UniqueFd> stdio(std::uint32_t index, bool original) override;
   Result<UniqueFd> terminal() override;
+  Result<UniqueFd> socket(const image::Socket& socket) override;
+  Result<void> start_traffic() override { return {}; }
   Result<UniqueFd> root() override;
   Result<void> set_last_pid(pid_t pid) override;
   Result<void> freeze_tree() override;

@@ -18,6 +18,7 @@ grpc::StatusCode to_code(Errc code) {
     case Errc::unsupported:
       return grpc::StatusCode::UNIMPLEMENTED;
     case Errc::peer_lost:
+    case Errc::busy:
       return grpc::StatusCode::UNAVAILABLE;
     case Errc::timeout:
       return grpc::StatusCode::DEADLINE_EXCEEDED;
@@ -71,7 +72,7 @@ Error from_status(const grpc::Status& status) {
   api::ErrorDetail detail;
   const bool ours = !status.error_details().empty() &&
                     detail.ParseFromString(status.error_details()) &&
-                    detail.code() <= static_cast<std::uint32_t>(Errc::internal);
+                    detail.code() <= static_cast<std::uint32_t>(Errc::busy);
   const Errc code = ours ? static_cast<Errc>(detail.code()) : from_code(status.error_code());
   return Error(
       code, status.error_message().empty() ? std::string(errc_name(code)) : status.error_message(),

@@ -1,0 +1,127 @@
+#include "capture/describe_sockets.h"
+
+#include <sys/socket.h>
+
+#include "capture/describe_unix.h"
+#include "sys/socket_options.h"
+
+namespace godwit::capture {
+namespace {
+
+Result<int> number(int socket, int name) {
+  int value = 0;
+  socklen_t bytes = sizeof value;
+  if (::getsockopt(socket, SOL_SOCKET, name, &value, &bytes) != 0)
+    return os_error(fmt::format("getsockopt(SOL_SOCKET, {})", name));
+  return value;
+}
+
+Result<std::string> address(int socket, bool peer) {
+  sockaddr_storage storage{};
+  socklen_t bytes = sizeof storage;
+  auto* at = reinterpret_cast<sockaddr*>(&storage);
+  if ((peer ? ::getpeername(socket, at, &bytes) : ::getsockname(socket, at, &bytes)) != 0) {
+    if (peer && (errno == ENOTCONN || errno == EINVAL)) return std::string();
+    return os_error(peer ? "getpeername" : "getsockname");
+  }
+  return std::string(reinterpret_cast<const char*>(&storage), bytes);
+}
+
+Result<void> describe_common(const SocketEntry& entry, image::Socket& out) {
+  const int socket = entry.copy.get();
+  out.set_id(entry.id);
+  out.set_family(static_cast<std::uint32_t>(entry.family));
+  out.set_type(static_cast<std::uint32_t>(entry.type));
+  out.set_protocol(static_cast<std::uint32_t>(entry.protocol));
+  out.set_mode(entry.st.st_mode & 07777);
+  out.set_uid(entry.st.st_uid), out.set_gid(entry.st.st_gid);
+  out.set_local(TRY(address(socket, false)));
+  out.set_peer(TRY(address(socket, true)));
+  out.set_listening(TRY(number(socket, SO_ACCEPTCONN)) != 0);
+  for (sys::SocketOption& option : TRY(sys::socket_options(socket))) {
+    image::SocketOption& made = *out.add_options();
+    made.set_level(static_cast<std::uint32_t>(option.level));
+    made.set_name(static_cast<std::uint32_t>(option.name));
+    made.set_value(std::move(option.value));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::uint32_t> SocketTable::add(UniqueFd copy, const struct stat& st,
+                                       const std::string& whose) {
+  auto [known, added] = ids_.emplace(std::pair(st.st_dev, st.st_ino), ids_.size() + 1);
+  if (!added) return known->second;
+  SocketEntry& entry = entries_[known->second];
+  entry.id = known->second;
+  entry.st = st;
+  entry.whose = whose;
+  entry.family = TRY(number(copy.get(), SO_DOMAIN));
+  entry.type = TRY(number(copy.get(), SO_TYPE));
+  entry.protocol = TRY(number(copy.get(), SO_PROTOCOL));
+  entry.copy = std::move(copy);
+  return entry.id;
+}
+
+Result<std::vector<std::string>> SocketTable::reasons(Connections* connections) const {
+  std::vector<std::string> reasons;
+  std::vector<const SocketEntry*> unixes;
+  for (const auto& [id, entry] : entries_) {
+    if (Result<std::vector<sys::SocketOption>> options = sys::socket_options(entry.copy.get());
+        !options.ok()) {
+      if (options.error().code() != Errc::refused) return std::move(options).error();
+      reasons.push_back(fmt::format("{}: {}", entry.whose, options.error().what()));
+    }
+    if (entry.family == AF_UNIX) {
+      unixes.push_back(&entry);
+      continue;
+    }
+    const std::string against = connections != nullptr
+                                    ? TRY(connections->reason_against(entry.copy.get()))
+                                    : "is a socket, which can't move without a network";
+    if (!against.empty()) reasons.push_back(fmt::format("{} {}", entry.whose, against));
+  }
+  for (std::string& reason : TRY(unix_reasons(unixes))) reasons.push_back(std::move(reason));
+  return reasons;
+}
+
+// What comes along as a message of a Unix socket may be a socket again: so these are all known
+// before the others are held.
+Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd& describe_own,
+                                   image::Capsule& capsule) {
+  std::map<std::uint32_t, image::Socket> described;
+  for (bool more = true; more;) {
+    std::vector<const SocketEntry*> fresh;
+    for (const auto& [id, entry] : entries_)
+      if (entry.family == AF_UNIX && !described.contains(id)) fresh.push_back(&entry);
+    more = !fresh.empty();
+    for (const SocketEntry* entry : fresh) {
+      image::Socket& out = described[entry->id];
+      TRY(describe_common(*entry, out).with(entry->whose));
+      TRY(describe_unix_content(*entry, describe_own, out).with(entry->whose));
+    }
+  }
+  std::vector<const SocketEntry*> unixes;
+  std::vector<int> others;
+  for (const auto& [id, entry] : entries_) {
+    if (entry.family == AF_UNIX)
+      unixes.push_back(&entry);
+    else
+      others.push_back(entry.copy.get());
+  }
+  TRY(connect_unix(unixes, described));
+  if (!others.empty() && connections == nullptr)
+    return make_error(Errc::refused, "a socket can't move without a network");
+  // Before: what holds them shows in their options.
+  for (const auto& [id, entry] : entries_)
+    if (entry.family != AF_UNIX) TRY(describe_common(entry, described[id]).with(entry.whose));
+  if (connections != nullptr) TRY(connections->hold(others));
+  for (const auto& [id, entry] : entries_)
+    if (entry.family != AF_UNIX)
+      TRY(connections->describe(entry.copy.get(), described[id]).with(entry.whose));
+  for (auto& [id, socket] : described) *capsule.add_sockets() = std::move(socket);
+  return {};
+}
+
+}  // namespace godwit::capture

@@ -1,0 +1,180 @@
+// How a connection is told and made (tcp(7), and the kernel's tcp.c where that is silent):
+//
+// - A FIN counts as one byte of its direction. Whether one was sent, and whether one came, is the
+//   state: FIN_WAIT1, CLOSING and LAST_ACK have sent one that isn't acknowledged, FIN_WAIT2 one
+//   that is; CLOSE_WAIT, CLOSING and LAST_ACK have got one.
+// - A new socket in repair mode that connects is ESTABLISHED at once. What is written then goes
+// into
+//   the queue that was chosen: to the receive queue as received, to the send queue as sent. What
+//   was never sent is written out of repair mode, while the peer's window is said to be closed: so
+//   it stays unsent. A FIN of ours is shutdown(2), of the peer's a packet that we make.
+// - `rcv_wup` may lie behind a FIN that hasn't come yet in the new socket; it is taken back by one.
+
+#include "sockets/connection.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "sockets/packets.h"
+#include "sys/socket_options.h"
+#include "sys/tcp_repair.h"
+
+namespace godwit::sockets {
+namespace {
+
+enum State : std::uint32_t {  // include/net/tcp_states.h
+  established = 1,
+  fin_wait1 = 4,
+  fin_wait2 = 5,
+  close_wait = 8,
+  last_ack = 9,
+  closing = 11,
+};
+
+bool sent_fin(std::uint32_t s) {
+  return s == fin_wait1 || s == fin_wait2 || s == last_ack || s == closing;
+}
+bool got_fin(std::uint32_t s) { return s == close_wait || s == last_ack || s == closing; }
+
+constexpr int queue_room_bytes = 1 << 20;  // Beside what is put into it.
+
+Result<void> write_all(int socket, const std::string& data, const char* what) {
+  std::size_t done = 0;
+  while (done < data.size()) {
+    const ssize_t n = ::send(socket, data.data() + done, data.size() - done, MSG_DONTWAIT);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0)
+      return os_error(
+          fmt::format("send({} of {} bytes {})", data.size() - done, data.size(), what));
+    done += static_cast<std::size_t>(n);
+  }
+  return {};
+}
+
+tcp_repair_window window_of(const image::TcpWindow& w) {
+  tcp_repair_window window{};
+  window.snd_wl1 = w.snd_wl1(), window.snd_wnd = w.snd_wnd(), window.max_window = w.max_window();
+  window.rcv_wnd = w.rcv_wnd(), window.rcv_wup = w.rcv_wup();
+  return window;
+}
+
+// Its part of a queue has room whatever the limits are; they are set in the end.
+Result<void> make_room(int socket, const image::Connection& c) {
+  const std::size_t out = c.sent().size() + c.unsent().size();
+  TRY(sys::set_buffer_size(socket, SO_SNDBUF, static_cast<int>(4 * out) + queue_room_bytes));
+  return sys::set_buffer_size(socket, SO_RCVBUF,
+                              static_cast<int>(4 * c.received().size()) + queue_room_bytes);
+}
+
+Result<void> fill_queues(int socket, const image::Socket& image) {
+  const image::Connection& c = image.connection();
+  TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::receive));
+  TRY(write_all(socket, c.received(), "received"));
+  TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::send));
+  TRY(write_all(socket, c.sent(), "sent"));
+  tcp_repair_window window = window_of(c.window());
+  if (got_fin(c.state())) --window.rcv_wup, ++window.rcv_wnd;
+  if (!c.unsent().empty()) {
+    tcp_repair_window closed = window;
+    closed.snd_wnd = 0;
+    TRY(sys::set_tcp_window(socket, closed));
+    TRY(sys::set_tcp_repair(socket, sys::TcpRepair::off_silently));
+    Result<void> written = write_all(socket, c.unsent(), "not sent");
+    // A FIN that is sent after this stands behind it.
+    if (written.ok() && sent_fin(c.state()) && ::shutdown(socket, SHUT_WR) != 0)
+      written = os_error("shutdown(SHUT_WR)");
+    TRY(sys::set_tcp_repair(socket, sys::TcpRepair::on));
+    TRY(std::move(written));
+  } else if (sent_fin(c.state())) {
+    if (::shutdown(socket, SHUT_WR) != 0) return os_error("shutdown(SHUT_WR)");
+  }
+  return sys::set_tcp_window(socket, window);
+}
+
+// What the peer has said about ends: that it has got ours, that it has come to its own.
+Result<void> say_ends(int socket, int netns, const image::Socket& image) {
+  const image::Connection& c = image.connection();
+  if (!got_fin(c.state()) && c.state() != fin_wait2) return {};
+  Segment segment;
+  segment.flags = static_cast<std::uint8_t>(TcpFlag::acknowledge);
+  segment.sequence = c.receive_seq() - (got_fin(c.state()) ? 1 : 0);
+  segment.acknowledged = c.send_seq();
+  segment.window = 0xffff;
+  if (c.state() == fin_wait2) segment.acknowledged = c.send_seq();
+  if (got_fin(c.state())) segment.flags |= static_cast<std::uint8_t>(TcpFlag::fin);
+  TRY(send_segment(netns, TRY(from_peer(image.local(), image.peer())), segment));
+  const tcp_info info = TRY(sys::read_tcp_info(socket));
+  if (info.tcpi_state != c.state())
+    return make_error(Errc::internal, "a TCP connection came to state {} instead of {}",
+                      info.tcpi_state, c.state());
+  return {};
+}
+
+}  // namespace
+
+Result<void> describe_connection(int socket, image::Connection& out) {
+  const tcp_info info = TRY(sys::read_tcp_info(socket));
+  out.set_state(info.tcpi_state);
+  const std::uint32_t unacknowledged = TRY(sys::unacknowledged_bytes(socket));
+  std::uint32_t unsent = TRY(sys::unsent_bytes(socket));
+  const std::uint32_t unread = TRY(sys::unread_bytes(socket));
+  const std::uint32_t end = TRY(sys::tcp_sequence(socket, sys::TcpQueue::send));
+  std::uint32_t data = unacknowledged;
+  if (sent_fin(out.state()) && out.state() != fin_wait2) {
+    if (data == 0) return make_error(Errc::internal, "a FIN that was lost");
+    --data;
+    if (unsent > 0) --unsent;
+  }
+  // Of FIN_WAIT2: behind the FIN, as the peer has acknowledged it.
+  out.set_send_seq(end - unacknowledged);
+  out.set_receive_seq(TRY(sys::tcp_sequence(socket, sys::TcpQueue::receive)));
+  const std::string queue = TRY(sys::peek_tcp_queue(socket, sys::TcpQueue::send, data));
+  out.set_sent(queue.substr(0, data - unsent));
+  out.set_unsent(queue.substr(data - unsent));
+  out.set_received(TRY(sys::peek_tcp_queue(socket, sys::TcpQueue::receive, unread)));
+  TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::none));
+  out.set_mss(static_cast<std::uint32_t>(TRY(sys::int_tcp_option(socket, TCP_MAXSEG))));
+  out.set_options(info.tcpi_options);
+  out.set_send_scale(info.tcpi_snd_wscale), out.set_receive_scale(info.tcpi_rcv_wscale);
+  out.set_timestamp(static_cast<std::uint32_t>(TRY(sys::int_tcp_option(socket, TCP_TIMESTAMP))));
+  const tcp_repair_window window = TRY(sys::tcp_window(socket));
+  image::TcpWindow& w = *out.mutable_window();
+  w.set_snd_wl1(window.snd_wl1), w.set_snd_wnd(window.snd_wnd);
+  w.set_max_window(window.max_window), w.set_rcv_wnd(window.rcv_wnd);
+  w.set_rcv_wup(window.rcv_wup);
+  return {};
+}
+
+Result<void> restore_connection(int socket, int netns, const image::Socket& image) {
+  const image::Connection& c = image.connection();
+  TRY(sys::set_tcp_repair(socket, sys::TcpRepair::on));  // Lets it bind where others are, too.
+  TRY(make_room(socket, c));
+  const std::uint32_t first_sent = c.send_seq() - (c.state() == fin_wait2 ? 1 : 0);
+  const std::uint32_t first_received = c.receive_seq() - (got_fin(c.state()) ? 1 : 0) -
+                                       static_cast<std::uint32_t>(c.received().size());
+  TRY(sys::set_tcp_sequence(socket, sys::TcpQueue::send, first_sent));
+  TRY(sys::set_tcp_sequence(socket, sys::TcpQueue::receive, first_received));
+  TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::none));
+  auto address = [](const std::string& bytes) {
+    return reinterpret_cast<const sockaddr*>(bytes.data());
+  };
+  if (::bind(socket, address(image.local()), static_cast<socklen_t>(image.local().size())) != 0)
+    return os_error("bind(a connection's address)");
+  if (::connect(socket, address(image.peer()), static_cast<socklen_t>(image.peer().size())) != 0)
+    return os_error("connect(in repair mode)");
+  TRY(sys::set_tcp_negotiated(socket, {.mss = c.mss(),
+                                       .timestamps = (c.options() & TCPI_OPT_TIMESTAMPS) != 0,
+                                       .sack = (c.options() & TCPI_OPT_SACK) != 0,
+                                       .scale = (c.options() & TCPI_OPT_WSCALE) != 0,
+                                       .send_scale = c.send_scale(),
+                                       .receive_scale = c.receive_scale()}));
+  if ((c.options() & TCPI_OPT_TIMESTAMPS) != 0)
+    TRY(sys::set_int_tcp_option(socket, TCP_TIMESTAMP, static_cast<int>(c.timestamp())));
+  TRY(fill_queues(socket, image));
+  return say_ends(socket, netns, image);
+}
+
+}  // namespace godwit::sockets

@@ -1,0 +1,31 @@
+// Options of sockets, as a list that is read here and set there. What has a meaning of its own
+// while a connection is made or repaired (TCP_REPAIR, TCP_ULP...) isn't in it.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace godwit::sys {
+
+struct SocketOption {
+  int level = 0, name = 0;
+  std::string value;  // As getsockopt gives it.
+};
+
+// Every option known here that this socket has.
+Result<std::vector<SocketOption>> socket_options(int socket);
+
+// Sets those that differ. Buffer sizes become what they were, whatever the machine's limits.
+// Preconditions: what some need of privilege (CAP_NET_ADMIN) is there.
+Result<void> set_socket_options(int socket, std::span<const SocketOption> options);
+
+// What has to wait until queues are filled and addresses bound.
+bool is_late_option(const SocketOption& option);
+
+// SO_RCVBUF or SO_SNDBUF, as getsockopt gives it.
+Result<void> set_buffer_size(int socket, int option, int bytes);
+
+}  // namespace godwit::sys
