@@ -23,6 +23,9 @@ namespace godwit::capsule {
 namespace {
 
 constexpr const char* inner_name = "eth0";
+// What a move loses of a connection is sent again after this, instead of 200 ms (the peer's side) or
+// 3 s (that of a connection that was just made by TCP_REPAIR).
+constexpr std::uint32_t rto_min_ms = 5, restored_rtt_ms = 1;
 constexpr std::int64_t carrier_us_max = 30'000'000;
 constexpr std::size_t link_name_max = 15;
 constexpr long poll_ns = 100'000;
@@ -98,6 +101,16 @@ Result<void> Shell::settle_network() {
   address.address = TRY(sys::parse_ipv4(spec_.ip()));
   address.length = spec_.prefix_len() == 0 ? 32 : static_cast<int>(spec_.prefix_len());
   TRY(inside.add_address(inner_name, address));
+  if (address.length < 32) {
+    // In place of the one that comes with the address: whom it reaches are capsules, too.
+    sys::Route others;
+    others.to = sys::Ipv4Prefix{address.network(), address.length};
+    others.dev = inner_name;
+    others.source = address.address;
+    others.rto_min_ms = rto_min_ms;
+    others.rtt_ms = restored_rtt_ms;
+    TRY(inside.replace_route(others));
+  }
   std::vector<sys::Ipv4Prefix> gateways = TRY(network_->addresses(env_.bridge));
   if (!gateways.empty()) {
     sys::Ipv4 gateway = gateways.front().address;
@@ -111,6 +124,7 @@ Result<void> Shell::settle_network() {
     sys::Route out;
     out.gateway = gateway;
     out.dev = inner_name;
+    out.rtt_ms = restored_rtt_ms;
     TRY(inside.replace_route(out));
   }
   return open_arp();

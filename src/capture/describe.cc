@@ -299,6 +299,7 @@ Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule*
     if (process.stop_signal() != 0)
       process.set_stop_waited_for(TRY(is_stop_waited_for(*this, process.ppid(), process.pid())));
   TRY(files.describe_sockets(in_flight_));  // Pipes can come along as messages.
+  finish_connects(capsule);
   TRY(files.pipes().describe_with_content(capsule));
   TRY(describe_common(processes_.front().pid, capsule));
   private_file_places_ = std::move(files).places();

@@ -1,6 +1,13 @@
 #include "capture/describe_sockets.h"
 
+#include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
 
 #include "capture/describe_unix.h"
 #include "sys/socket_options.h"
@@ -122,6 +129,31 @@ Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd
       TRY(connections->describe(entry.copy.get(), described[id]).with(entry.whose));
   for (auto& [id, socket] : described) *capsule.add_sockets() = std::move(socket);
   return {};
+}
+
+void finish_connects(image::Capsule& capsule) {
+  constexpr std::uint64_t interrupted = static_cast<std::uint64_t>(-512);  // ERESTARTSYS
+  std::set<std::uint32_t> connected;                                       // OpenFile ids.
+  for (const image::OpenFile& file : capsule.files())
+    for (const image::Socket& socket : capsule.sockets())
+      if (file.socket() == socket.id() && socket.has_connection() &&
+          socket.connection().state() != TCP_SYN_SENT)
+        connected.insert(file.id());
+  if (connected.empty()) return;
+  for (image::Process& process : *capsule.mutable_processes()) {
+    for (image::Thread& thread : *process.mutable_threads()) {
+      user_regs_struct regs{};
+      std::memcpy(&regs, thread.regs().data(), std::min(sizeof regs, thread.regs().size()));
+      if (regs.orig_rax != SYS_connect || regs.rax != interrupted) continue;
+      const bool stands =
+          std::any_of(process.fds().begin(), process.fds().end(), [&](const image::Fd& fd) {
+            return fd.fd() == static_cast<int>(regs.rdi) && connected.contains(fd.file());
+          });
+      if (!stands) continue;
+      regs.rax = 0, regs.orig_rax = static_cast<std::uint64_t>(-1);
+      thread.set_regs(&regs, sizeof regs);
+    }
+  }
 }
 
 }  // namespace godwit::capture

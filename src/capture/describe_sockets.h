@@ -49,4 +49,8 @@ class SocketTable {
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint32_t> ids_;  // By device and inode.
 };
 
+// A thread that was stopped in connect(2) would call it again. Where the connection stands
+// meanwhile, the call has succeeded; on the target it would say that it is connected already.
+void finish_connects(image::Capsule& capsule);
+
 }  // namespace godwit::capture

@@ -23,6 +23,7 @@ class CapsuleNetwork : public capture::Connections {
     return held_.describe(socket, out);
   }
 
+  Result<void> wait_until_idle(std::int64_t us_max) { return held_.wait_until_idle(us_max); }
   Result<void> release() { return held_.release(); }
   void commit() { held_.commit(); }
 

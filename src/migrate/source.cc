@@ -55,7 +55,6 @@ constexpr int describe_attempts_max = 40;
 
 // What happens between sockets in the freeze takes its time outside of it.
 constexpr std::int64_t busy_us_max = 5'000'000;
-constexpr timespec busy_pause{0, 1'000'000};
 
 class Source {
  public:
@@ -453,18 +452,16 @@ Result<void> Source::announce() {
   return {};
 }
 
-// Somebody may just be connecting to the program: that takes its course, and then the program is
-// stopped again.
+// Somebody may just be connecting to the program: that takes its course while it runs.
 Result<void> Source::move() {
   const std::int64_t until_us = monotonic_us() + busy_us_max;
   while (true) {
+    TRY(network_->wait_until_idle(until_us - monotonic_us()));
     Result<void> moved = stop_and_move();
-    const bool busy = !moved.ok() && moved.error().code() == Errc::busy;
-    if (!busy) return moved;
+    if (moved.ok() || moved.error().code() != Errc::busy) return moved;
     if (monotonic_us() > until_us)
       return make_error(Errc::refused, "{} all the time: try again", moved.error().what());
     frozen_at_us_ = 0;
-    ::nanosleep(&busy_pause, nullptr);
   }
 }
 

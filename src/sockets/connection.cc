@@ -9,10 +9,16 @@
 //   was never sent is written out of repair mode, while the peer's window is said to be closed: so
 //   it stays unsent. A FIN of ours is shutdown(2), of the peer's a packet that we make.
 // - `rcv_wup` may lie behind a FIN that hasn't come yet in the new socket; it is taken back by one.
+// - Timers of a socket in repair mode run. Where both ends are in the capsule, one that is complete
+// may
+//   send to one that isn't, which must not take it, or to one that isn't there yet, whose place
+//   answers with a reset. So at first everything is dropped, and then resets are, until the program
+//   starts.
 
 #include "sockets/connection.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -54,6 +60,14 @@ Result<void> write_all(int socket, const std::string& data, const char* what) {
   return {};
 }
 
+// shutdown(SHUT_RD): the peer doesn't learn of it.
+constexpr std::uint32_t shut_for_reading = 1;
+
+bool reads_no_more(int socket) {
+  pollfd asked{socket, POLLRDHUP, 0};
+  return ::poll(&asked, 1, 0) > 0 && (asked.revents & POLLRDHUP) != 0;
+}
+
 tcp_repair_window window_of(const image::TcpWindow& w) {
   tcp_repair_window window{};
   window.snd_wl1 = w.snd_wl1(), window.snd_wnd = w.snd_wnd(), window.max_window = w.max_window();
@@ -75,12 +89,12 @@ Result<void> fill_queues(int socket, const image::Socket& image) {
   TRY(write_all(socket, c.received(), "received"));
   TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::send));
   TRY(write_all(socket, c.sent(), "sent"));
-  tcp_repair_window window = window_of(c.window());
-  if (got_fin(c.state())) --window.rcv_wup, ++window.rcv_wnd;
   if (!c.unsent().empty()) {
-    tcp_repair_window closed = window;
+    tcp_repair_window closed = window_of(c.window());
+    if (got_fin(c.state())) --closed.rcv_wup, ++closed.rcv_wnd;
     closed.snd_wnd = 0;
     TRY(sys::set_tcp_window(socket, closed));
+    TRY(sys::update_tcp_segment_size(socket));
     TRY(sys::set_tcp_repair(socket, sys::TcpRepair::off_silently));
     Result<void> written = write_all(socket, c.unsent(), "not sent");
     // A FIN that is sent after this stands behind it.
@@ -91,21 +105,19 @@ Result<void> fill_queues(int socket, const image::Socket& image) {
   } else if (sent_fin(c.state())) {
     if (::shutdown(socket, SHUT_WR) != 0) return os_error("shutdown(SHUT_WR)");
   }
-  return sys::set_tcp_window(socket, window);
+  return sys::choose_tcp_queue(socket, sys::TcpQueue::none);
 }
 
 // What the peer has said about ends: that it has got ours, that it has come to its own.
-Result<void> say_ends(int socket, int netns, const image::Socket& image) {
-  const image::Connection& c = image.connection();
+Result<void> say_ends(int socket, int netns, const Endpoints& ends, const image::Connection& c) {
   if (!got_fin(c.state()) && c.state() != fin_wait2) return {};
   Segment segment;
   segment.flags = static_cast<std::uint8_t>(TcpFlag::acknowledge);
   segment.sequence = c.receive_seq() - (got_fin(c.state()) ? 1 : 0);
-  segment.acknowledged = c.send_seq();
-  segment.window = 0xffff;
-  if (c.state() == fin_wait2) segment.acknowledged = c.send_seq();
+  segment.acknowledged = c.send_seq();  // Of FIN_WAIT2: behind our FIN.
+  segment.window = 0;  // Nothing is sent for it; what the window is comes after it.
   if (got_fin(c.state())) segment.flags |= static_cast<std::uint8_t>(TcpFlag::fin);
-  TRY(send_segment(netns, TRY(from_peer(image.local(), image.peer())), segment));
+  TRY(send_segment(netns, ends, segment));
   const tcp_info info = TRY(sys::read_tcp_info(socket));
   if (info.tcpi_state != c.state())
     return make_error(Errc::internal, "a TCP connection came to state {} instead of {}",
@@ -115,7 +127,8 @@ Result<void> say_ends(int socket, int netns, const image::Socket& image) {
 
 }  // namespace
 
-Result<void> describe_connection(int socket, image::Connection& out) {
+Result<void> describe_connection(int socket, image::Socket& image) {
+  image::Connection& out = *image.mutable_connection();
   const tcp_info info = TRY(sys::read_tcp_info(socket));
   out.set_state(info.tcpi_state);
   const std::uint32_t unacknowledged = TRY(sys::unacknowledged_bytes(socket));
@@ -136,6 +149,7 @@ Result<void> describe_connection(int socket, image::Connection& out) {
   out.set_unsent(queue.substr(data - unsent));
   out.set_received(TRY(sys::peek_tcp_queue(socket, sys::TcpQueue::receive, unread)));
   TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::none));
+  if (!got_fin(out.state()) && reads_no_more(socket)) image.set_shutdown(shut_for_reading);
   out.set_mss(static_cast<std::uint32_t>(TRY(sys::int_tcp_option(socket, TCP_MAXSEG))));
   out.set_options(info.tcpi_options);
   out.set_send_scale(info.tcpi_snd_wscale), out.set_receive_scale(info.tcpi_rcv_wscale);
@@ -163,6 +177,7 @@ Result<void> restore_connection(int socket, int netns, const image::Socket& imag
   };
   if (::bind(socket, address(image.local()), static_cast<socklen_t>(image.local().size())) != 0)
     return os_error("bind(a connection's address)");
+  TRY(sys::drop_all_packets(socket));
   if (::connect(socket, address(image.peer()), static_cast<socklen_t>(image.peer().size())) != 0)
     return os_error("connect(in repair mode)");
   TRY(sys::set_tcp_negotiated(socket, {.mss = c.mss(),
@@ -171,10 +186,16 @@ Result<void> restore_connection(int socket, int netns, const image::Socket& imag
                                        .scale = (c.options() & TCPI_OPT_WSCALE) != 0,
                                        .send_scale = c.send_scale(),
                                        .receive_scale = c.receive_scale()}));
+  const Endpoints ends = TRY(from_peer(image.local(), image.peer()));
   if ((c.options() & TCPI_OPT_TIMESTAMPS) != 0)
     TRY(sys::set_int_tcp_option(socket, TCP_TIMESTAMP, static_cast<int>(c.timestamp())));
   TRY(fill_queues(socket, image));
-  return say_ends(socket, netns, image);
+  TRY(sys::drop_resets(socket));
+  TRY(say_ends(socket, netns, ends, c));
+  if ((image.shutdown() & shut_for_reading) != 0 && ::shutdown(socket, SHUT_RD) != 0)
+    return os_error("shutdown(SHUT_RD)");
+  TRY(sys::set_tcp_window(socket, window_of(c.window())));
+  return sys::update_tcp_segment_size(socket);
 }
 
 }  // namespace godwit::sockets

@@ -8,7 +8,7 @@
 namespace godwit::sockets {
 
 // Preconditions: it is in repair mode, and no packet reaches it.
-Result<void> describe_connection(int socket, image::Connection& out);
+Result<void> describe_connection(int socket, image::Socket& out);
 
 // Makes `socket`, a new one in the right network with all its options but buffer sizes set, the
 // connection of the image. It is left in repair mode. Preconditions: no packet leaves for the

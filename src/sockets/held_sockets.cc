@@ -20,6 +20,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include <algorithm>
@@ -49,6 +50,8 @@ enum State : std::uint8_t {  // include/net/tcp_states.h
 
 constexpr std::int64_t drain_us_max = 5'000;
 constexpr timespec drain_look{0, 50'000};
+constexpr timespec idle_look_first{0, 500'000};
+constexpr long idle_look_ns_max = 10'000'000;
 
 Result<int> socket_number(int socket, int name) {
   int value = 0;
@@ -98,11 +101,12 @@ Result<void> HeldSockets::take(std::span<const int> sockets) {
   for (int socket : sockets) {
     if (!TRY(is_tcp(socket))) continue;
     const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
-    if (state == syn_sent || state == syn_received)
-      return make_error(Errc::busy, "a connection is just being made");
+    if (state == syn_received) return make_error(Errc::busy, "a connection is just being made");
     if (state == closed) continue;
     UniqueFd copy = TRY(duplicate(socket));
-    if (state == listening)
+    if (state == syn_sent)
+      connecting_.push_back(std::move(copy));
+    else if (state == listening)
       listeners_.push_back(std::move(copy));
     else
       connections_.push_back({std::move(copy), TRY(socket_number(socket, SO_REUSEADDR))});
@@ -123,24 +127,45 @@ void HeldSockets::drain() const {
     ::nanosleep(&drain_look, nullptr);
 }
 
-Result<void> HeldSockets::check_idle() {
-  for (const UniqueFd& listener : listeners_)
-    if (TRY(sys::read_tcp_info(listener.get())).tcpi_unacked != 0)
-      return make_error(Errc::busy, "a connection waits to be accepted");
-  // The walk that tells costs a millisecond: only where there can be something.
-  const std::uint64_t known = connections_.size() + listeners_.size();
-  if (listeners_.empty() && TRY(sockets_in_use(init_pid_)) <= known) return {};
+// Empty: nothing that can't be moved.
+Result<std::string> HeldSockets::what_goes_on() const {
   UniqueFd netns = TRY(sys::open_namespace(init_pid_, "net"));
   sys::SockDiag diag = TRY(sys::SockDiag::open_in(netns.get()));
   constexpr std::uint32_t states =
-      1U << syn_received | 1U << fin_wait1 | 1U << last_ack | 1U << closing;
+      1U << syn_received | 1U << fin_wait1 | 1U << last_ack | 1U << closing | 1U << listening;
   for (const sys::TcpSocketDiag& socket : TRY(diag.tcp(states))) {
-    if (socket.state == syn_received)
-      return make_error(Errc::busy, "a connection is just being made");
-    if (socket.inode == 0 && socket.unacknowledged_bytes != 0)
-      return make_error(Errc::busy,
-                        "a connection that the program has closed has still data to send");
+    if (socket.state == syn_received) return std::string("a connection is just being made");
+    if (socket.state == listening && socket.waiting != 0)
+      return std::string("a connection waits to be accepted");
+    if (socket.state != listening && socket.inode == 0 && socket.unacknowledged_bytes != 0)
+      return std::string("a connection that the program has closed has still data to send");
   }
+  return std::string();
+}
+
+Result<void> HeldSockets::wait_until_idle(std::int64_t us_max) const {
+  const std::int64_t until_us = monotonic_us() + us_max;
+  timespec look = idle_look_first;
+  while (TRY(sockets_in_use(init_pid_)) != 0 && !TRY(what_goes_on()).empty() &&
+         monotonic_us() < until_us) {
+    ::nanosleep(&look, nullptr);
+    look.tv_nsec = std::min(2 * look.tv_nsec, idle_look_ns_max);
+  }
+  return {};
+}
+
+Result<void> HeldSockets::check_idle() {
+  // The walk that tells costs a millisecond: only where there can be something.
+  const std::uint64_t known = connections_.size() + connecting_.size() + listeners_.size();
+  if (!listeners_.empty() || TRY(sockets_in_use(init_pid_)) > known) {
+    const std::string busy = TRY(what_goes_on());
+    if (!busy.empty()) return Error(Errc::busy, busy);
+  }
+  if (connecting_.empty()) return {};
+  UniqueFd netns = TRY(sys::open_namespace(init_pid_, "net"));
+  sys::SockDiag diag = TRY(sys::SockDiag::open_in(netns.get()));
+  for (sys::TcpSocketDiag& socket : TRY(diag.tcp(1U << syn_sent)))
+    connecting_to_[socket.inode] = std::move(socket.peer);
   return {};
 }
 
@@ -152,7 +177,8 @@ Result<void> HeldSockets::hold(std::span<const int> sockets) {
     closed_ = true;
     TRY(gate_(false));
     for (const Connection& c : connections_) TRY(sys::drop_all_packets(c.socket.get()));
-    for (const UniqueFd& socket : listeners_) TRY(sys::drop_all_packets(socket.get()));
+    for (const auto* sockets_of : {&listeners_, &connecting_})
+      for (const UniqueFd& socket : *sockets_of) TRY(sys::drop_all_packets(socket.get()));
     TRY(check_idle());
     for (const Connection& c : connections_)
       TRY(sys::set_tcp_repair(c.socket.get(), sys::TcpRepair::on));
@@ -171,7 +197,17 @@ Result<void> HeldSockets::describe(int socket, image::Socket& out) const {
     return {};
   }
   if (info.tcpi_state == closed) return {};
-  return describe_connection(socket, *out.mutable_connection());
+  if (info.tcpi_state == syn_sent) {
+    struct stat st {};
+    if (::fstat(socket, &st) != 0) return os_error("fstat");
+    auto found = connecting_to_.find(st.st_ino);
+    if (found == connecting_to_.end())
+      return make_error(Errc::busy, "a connection is just being made");
+    out.set_peer(found->second);
+    out.mutable_connection()->set_state(syn_sent);
+    return {};
+  }
+  return describe_connection(socket, out);
 }
 
 Result<void> HeldSockets::release() {
@@ -181,10 +217,11 @@ Result<void> HeldSockets::release() {
   };
   if (closed_) also(gate_(true));
   closed_ = false;
-  for (const UniqueFd& socket : listeners_) also(let_go(socket.get()));
+  for (const auto* sockets : {&listeners_, &connecting_})
+    for (const UniqueFd& socket : *sockets) also(let_go(socket.get()));
   for (const Connection& c : connections_) also(let_go(c.socket.get(), c.reuse_address));
-  connections_.clear();
-  listeners_.clear();
+  connections_.clear(), listeners_.clear(), connecting_.clear();
+  connecting_to_.clear();
   return done;
 }
 
@@ -206,10 +243,11 @@ Result<std::string> reason_against(int socket) {
   socklen_t instructions = 0;
   if (::getsockopt(socket, SOL_SOCKET, SO_GET_FILTER, nullptr, &instructions) != 0 ||
       instructions != 0)
-    return "is a TCP socket with a packet filter of its own, which can't move yet";
+    return std::string("is a TCP socket with a packet filter of its own, which can't move yet");
   const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
   if (state == closed && was_connected(socket))
-    return "is a TCP socket whose connection has ended on both sides, which can't move yet";
+    return std::string(
+        "is a TCP socket whose connection has ended on both sides, which can't move yet");
   return std::string();
 }
 
@@ -217,7 +255,7 @@ Result<void> let_go(int socket, int reuse_address) {
   if (!TRY(is_tcp(socket))) return {};
   TRY(sys::allow_packets(socket));
   const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
-  if (state == closed || state == listening || !TRY(sys::in_tcp_repair(socket))) return {};
+  if (state == listening || !TRY(sys::in_tcp_repair(socket))) return {};
   TRY(sys::set_tcp_repair(socket, sys::TcpRepair::off));
   if (::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &reuse_address, sizeof reuse_address) != 0)
     return os_error("setsockopt(SO_REUSEADDR)");

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +26,10 @@ class HeldSockets {
   HeldSockets(HeldSockets&&) = delete;
   ~HeldSockets();  // Lets go, unless committed.
 
+  // While the program runs: until nothing of what makes hold() answer that it is busy goes on, or
+  // for at most this long.
+  Result<void> wait_until_idle(std::int64_t us_max) const;
+
   // Closes the gate, too, also where there is no socket. Errc::busy: somebody is connecting, or
   // waits to be accepted, or data of a connection that the program has closed is still on its way;
   // nothing is held then. Preconditions: nothing is held, and the program stands.
@@ -39,6 +44,7 @@ class HeldSockets {
   Result<void> take(std::span<const int> sockets);
   void drain() const;
   Result<void> check_idle();
+  Result<std::string> what_goes_on() const;
 
   pid_t init_pid_;
   Gate gate_;
@@ -48,7 +54,9 @@ class HeldSockets {
   };
   std::vector<Connection> connections_;
   std::vector<UniqueFd> listeners_;
-  bool closed_ = false;  // The gate.
+  std::vector<UniqueFd> connecting_;
+  std::map<std::uint64_t, std::string> connecting_to_;  // By inode.
+  bool closed_ = false;                                 // The gate.
   bool committed_ = false;
 };
 

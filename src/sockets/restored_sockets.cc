@@ -1,5 +1,6 @@
 #include "sockets/restored_sockets.h"
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -15,6 +16,8 @@
 
 namespace godwit::sockets {
 namespace {
+
+constexpr std::uint32_t syn_sent = 2;  // include/net/tcp_states.h
 
 bool has_port(const std::string& address) {
   sockaddr_in in{};  // Both families have it at the same place.
@@ -47,6 +50,18 @@ Result<void> set_reuse_address(int socket, int value) {
   return {};
 }
 
+// Whatever becomes of it, the program sees as it would have. A thread that waits in connect(2)
+// waits on.
+Result<void> begin_to_connect(int socket, const std::string& to) {
+  const int flags = ::fcntl(socket, F_GETFL);
+  if (flags < 0 || ::fcntl(socket, F_SETFL, flags | O_NONBLOCK) != 0)
+    return os_error("fcntl(F_SETFL)");
+  (void)::connect(socket, reinterpret_cast<const sockaddr*>(to.data()),
+                  static_cast<socklen_t>(to.size()));
+  if (::fcntl(socket, F_SETFL, flags) != 0) return os_error("fcntl(F_SETFL)");
+  return {};
+}
+
 }  // namespace
 
 // In repair mode, as it may share its address with connections that were bound before.
@@ -72,14 +87,17 @@ Result<UniqueFd> RestoredSockets::make(const image::Socket& image) {
     TRY(restore_datagrams(socket.get(), netns_.get(), image));
     return socket;
   }
-  if (image.has_connection()) {
+  const bool connecting = image.has_connection() && image.connection().state() == syn_sent;
+  if (image.has_connection() && !connecting) {
     TRY(restore_connection(socket.get(), netns_.get(), image));
     connections_.push_back({TRY(duplicate(socket.get())), options.reuse_address});
   } else {
     TRY(bind(socket.get(), image));
   }
   TRY(sys::set_socket_options(socket.get(), options.late));
-  if (image.has_connection()) return socket;  // In repair mode it has a value of its own.
+  if (connecting) connecting_.push_back({TRY(duplicate(socket.get())), image.peer()});
+  if (image.has_connection() && !connecting)
+    return socket;  // In repair mode it has a value of its own.
   if (image.listening()) {
     // What was accepted from it may have its address already.
     TRY(set_reuse_address(socket.get(), 1));
@@ -95,6 +113,10 @@ Result<void> RestoredSockets::release() {
     if (Result<void> gone = let_go(c.socket.get(), c.reuse_address); !gone.ok() && done.ok())
       done = std::move(gone);
   connections_.clear();
+  for (const Connecting& c : connecting_)
+    if (Result<void> begun = begin_to_connect(c.socket.get(), c.to); !begun.ok() && done.ok())
+      done = std::move(begun);
+  connecting_.clear();
   return done;
 }
 

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -33,6 +34,11 @@ class RestoredSockets {
     int reuse_address;
   };
   std::vector<Connection> connections_;
+  struct Connecting {
+    UniqueFd socket;
+    std::string to;
+  };
+  std::vector<Connecting> connecting_;
 };
 
 }  // namespace godwit::sockets

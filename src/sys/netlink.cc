@@ -386,6 +386,8 @@ void fill_address(Message& message, int index, const Ipv4Prefix& address) {
   put_ipv4(message.header, IFA_ADDRESS, address.address);
 }
 
+constexpr std::uint32_t rtt_units_per_ms = 8;  // As the kernel keeps smoothed times.
+
 void fill_route(Message& message, const Route& route, int index) {
   auto* body = message.body<rtmsg>();
   body->rtm_family = AF_INET;
@@ -400,9 +402,12 @@ void fill_route(Message& message, const Route& route, int index) {
   if (route.gateway) put_ipv4(header, RTA_GATEWAY, *route.gateway);
   if (index != 0) mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(index));
   if (route.source) put_ipv4(header, RTA_PREFSRC, *route.source);
-  if (route.rto_min_ms != 0) {
+  if (route.rto_min_ms != 0 || route.rtt_ms != 0) {
     nlattr* metrics = mnl_attr_nest_start(header, RTA_METRICS);
-    mnl_attr_put_u32(header, RTAX_RTO_MIN, route.rto_min_ms);
+    // TCP asks for a smallest timeout only where it is "locked".
+    if (route.rto_min_ms != 0) mnl_attr_put_u32(header, RTAX_LOCK, 1U << RTAX_RTO_MIN);
+    if (route.rtt_ms != 0) mnl_attr_put_u32(header, RTAX_RTT, route.rtt_ms * rtt_units_per_ms);
+    if (route.rto_min_ms != 0) mnl_attr_put_u32(header, RTAX_RTO_MIN, route.rto_min_ms);
     mnl_attr_nest_end(header, metrics);
   }
 }
@@ -437,6 +442,8 @@ Route parse_route(const nlmsghdr* header, std::uint32_t& index) {
       case RTA_METRICS: {
         for_each_nested(attr, [&](const nlattr* inner) {
           if (mnl_attr_get_type(inner) == RTAX_RTO_MIN) route.rto_min_ms = mnl_attr_get_u32(inner);
+          if (mnl_attr_get_type(inner) == RTAX_RTT)
+            route.rtt_ms = mnl_attr_get_u32(inner) / rtt_units_per_ms;
         });
         break;
       }

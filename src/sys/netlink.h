@@ -54,7 +54,10 @@ struct Route {
   std::optional<Ipv4> gateway;
   std::string dev;               // May be empty where there is a gateway.
   std::optional<Ipv4> source;    // Preferred source address.
-  std::uint32_t rto_min_ms = 0;  // 0: the kernel's default (200 ms).
+  std::uint32_t rto_min_ms = 0;  // TCP's smallest retransmission timeout; 0: the kernel's (200 ms).
+  // What TCP believes a round trip takes where it hasn't seen one, as in a connection that was just
+  // made by TCP_REPAIR, whose first timeout is 3 s else. 0: nothing.
+  std::uint32_t rtt_ms = 0;
   std::uint32_t table = 254;     // RT_TABLE_MAIN
 };
 

@@ -7,6 +7,8 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <cstring>
+
 #include "sys/namespaces.h"
 
 namespace godwit::sys {
@@ -14,10 +16,30 @@ namespace {
 
 constexpr std::size_t buffer_bytes = 32 * 1024;
 
+std::string peer_of(const inet_diag_msg& diag) {
+  if (diag.idiag_family == AF_INET) {
+    sockaddr_in in{};
+    in.sin_family = AF_INET;
+    in.sin_port = diag.id.idiag_dport;
+    std::memcpy(&in.sin_addr, diag.id.idiag_dst, sizeof in.sin_addr);
+    return std::string(reinterpret_cast<const char*>(&in), sizeof in);
+  }
+  sockaddr_in6 in6{};
+  in6.sin6_family = AF_INET6;
+  in6.sin6_port = diag.id.idiag_dport;
+  std::memcpy(&in6.sin6_addr, diag.id.idiag_dst, sizeof in6.sin6_addr);
+  in6.sin6_scope_id = IN6_IS_ADDR_LINKLOCAL(&in6.sin6_addr) ? diag.id.idiag_if : 0;
+  return std::string(reinterpret_cast<const char*>(&in6), sizeof in6);
+}
+
 int each(const nlmsghdr* header, void* data) {
   const auto* diag = static_cast<const inet_diag_msg*>(mnl_nlmsg_get_payload(header));
-  static_cast<std::vector<TcpSocketDiag>*>(data)->push_back(
-      {diag->idiag_state, diag->idiag_inode, diag->idiag_wqueue});
+  TcpSocketDiag& found = static_cast<std::vector<TcpSocketDiag>*>(data)->emplace_back();
+  found.state = diag->idiag_state;
+  found.inode = diag->idiag_inode;
+  found.waiting = diag->idiag_rqueue;
+  found.unacknowledged_bytes = diag->idiag_wqueue;
+  found.peer = peer_of(*diag);
   return MNL_CB_OK;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -10,10 +11,12 @@
 namespace godwit::sys {
 
 struct TcpSocketDiag {
-  std::uint8_t state =
-      0;  // TCP_ESTABLISHED...; TCP_SYN_RECV also of those that no socket is made for yet.
+  // TCP_ESTABLISHED...; TCP_SYN_RECV also of those that no socket is made for yet.
+  std::uint8_t state = 0;
   std::uint32_t inode = 0;  // 0: nobody's.
-  std::uint32_t unacknowledged_bytes = 0;
+  // Bytes that aren't read, or connections that aren't accepted; bytes that aren't acknowledged.
+  std::uint32_t waiting = 0, unacknowledged_bytes = 0;
+  std::string peer;  // A sockaddr.
 };
 
 // Of a network namespace: the one in which it was opened.

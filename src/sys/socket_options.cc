@@ -33,6 +33,7 @@ struct Known {
 
 // In the order in which they are set: what limits others comes after them.
 constexpr Known known[] = {
+    {SOL_SOCKET, SO_BINDTODEVICE},
     {SOL_SOCKET, SO_REUSEADDR},
     {SOL_SOCKET, SO_REUSEPORT},
     {SOL_SOCKET, SO_BROADCAST},
@@ -83,11 +84,13 @@ constexpr Known known[] = {
     {IPPROTO_IP, IP_FREEBIND},
     {IPPROTO_IP, IP_TRANSPARENT},
     {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT},
+    {IPPROTO_IP, IP_MULTICAST_IF},
     {IPPROTO_IP, IP_MULTICAST_TTL},
     {IPPROTO_IP, IP_MULTICAST_LOOP},
     {IPPROTO_IP, IP_MULTICAST_ALL},
     {IPPROTO_IPV6, IPV6_V6ONLY},
     {IPPROTO_IPV6, IPV6_UNICAST_HOPS},
+    {IPPROTO_IPV6, IPV6_MULTICAST_IF},
     {IPPROTO_IPV6, IPV6_MULTICAST_HOPS},
     {IPPROTO_IPV6, IPV6_MULTICAST_LOOP},
     {IPPROTO_IPV6, IPV6_MULTICAST_ALL},
@@ -126,6 +129,16 @@ constexpr Known known[] = {
 
 bool is_absent(int code) {
   return code == ENOPROTOOPT || code == EOPNOTSUPP || code == EINVAL || code == ENOTCONN;
+}
+
+// A stream has these too, as its peer's packets left them, but they can't be set.
+bool is_of_multicast(Known option) {
+  if (option.level == IPPROTO_IP)
+    return option.name == IP_MULTICAST_IF || option.name == IP_MULTICAST_TTL ||
+           option.name == IP_MULTICAST_LOOP || option.name == IP_MULTICAST_ALL;
+  return option.level == IPPROTO_IPV6 &&
+         (option.name == IPV6_MULTICAST_IF || option.name == IPV6_MULTICAST_HOPS ||
+          option.name == IPV6_MULTICAST_LOOP || option.name == IPV6_MULTICAST_ALL);
 }
 
 // Empty: this socket has no such option.
@@ -167,8 +180,13 @@ Result<void> attach_filter(int socket, const std::string& filter) {
 
 Result<std::vector<SocketOption>> socket_options(int socket) {
   std::vector<SocketOption> out;
+  int type = 0;
+  socklen_t bytes = sizeof type;
+  if (::getsockopt(socket, SOL_SOCKET, SO_TYPE, &type, &bytes) != 0)
+    return os_error("getsockopt(SO_TYPE)");
   TRY(read_filter(socket, out));  // First: SO_LOCK_FILTER comes after it.
   for (const Known& option : known) {
+    if (type == SOCK_STREAM && is_of_multicast(option)) continue;
     std::string value = TRY(read_option(socket, option));
     if (!value.empty()) out.push_back({option.level, option.name, std::move(value)});
   }

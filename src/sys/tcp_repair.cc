@@ -7,6 +7,10 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <array>
+#include <cstring>
+#include <span>
+
 namespace godwit::sys {
 namespace {
 
@@ -100,29 +104,54 @@ Result<void> set_tcp_negotiated(int socket, const TcpNegotiated& options) {
   return {};
 }
 
-namespace {
-constexpr sock_filter drop_everything = BPF_STMT(BPF_RET | BPF_K, 0);
+// The kernel works it out when the path's limit changes or headers do; so it is told that there are
+// no IP options, which there aren't. A socket of IPv6 that has connected, not accepted, takes them
+// for one that may speak IPv4.
+Result<void> update_tcp_segment_size(int socket) {
+  if (::setsockopt(socket, IPPROTO_IP, IP_OPTIONS, nullptr, 0) != 0)
+    return os_error("setsockopt(IP_OPTIONS, nothing)");
+  return {};
 }
 
-Result<void> drop_all_packets(int socket) {
-  sock_filter filter = drop_everything;
-  sock_fprog program{1, &filter};
+namespace {
+
+// A filter sees a segment from its header on.
+constexpr std::uint32_t flags_at = 13, flag_reset = 4, whole = 0xffffffff;
+constexpr std::array drop_everything{sock_filter BPF_STMT(BPF_RET | BPF_K, 0)};
+constexpr std::array drop_what_resets{
+    sock_filter BPF_STMT(BPF_LD | BPF_B | BPF_ABS, flags_at),
+    sock_filter BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, flag_reset, 1, 0),
+    sock_filter BPF_STMT(BPF_RET | BPF_K, whole), sock_filter BPF_STMT(BPF_RET | BPF_K, 0)};
+
+Result<void> attach(int socket, std::span<const sock_filter> filter) {
+  sock_fprog program{static_cast<unsigned short>(filter.size()),
+                     const_cast<sock_filter*>(filter.data())};
   if (::setsockopt(socket, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0)
     return os_error("setsockopt(SO_ATTACH_FILTER)");
   return {};
 }
 
-Result<void> allow_packets(int socket) {
-  sock_filter filter{};
-  socklen_t count = 0;
-  if (::getsockopt(socket, SOL_SOCKET, SO_GET_FILTER, nullptr, &count) != 0 || count != 1)
-    return {};
-  if (::getsockopt(socket, SOL_SOCKET, SO_GET_FILTER, &filter, &count) != 0)
+Result<bool> has_filter(int socket, std::span<const sock_filter> filter) {
+  std::array<sock_filter, drop_what_resets.size()> now{};
+  socklen_t count = 0;  // In instructions.
+  if (::getsockopt(socket, SOL_SOCKET, SO_GET_FILTER, nullptr, &count) != 0 ||
+      count != filter.size())
+    return false;
+  if (::getsockopt(socket, SOL_SOCKET, SO_GET_FILTER, now.data(), &count) != 0)
     return os_error("getsockopt(SO_GET_FILTER)");
-  if (filter.code != drop_everything.code || filter.k != drop_everything.k) return {};
+  return std::memcmp(now.data(), filter.data(), filter.size_bytes()) == 0;
+}
+
+}  // namespace
+
+Result<void> drop_all_packets(int socket) { return attach(socket, drop_everything); }
+Result<void> drop_resets(int socket) { return attach(socket, drop_what_resets); }
+
+Result<void> allow_packets(int socket) {
+  if (!TRY(has_filter(socket, drop_everything)) && !TRY(has_filter(socket, drop_what_resets)))
+    return {};
   const int unused = 0;
-  if (::setsockopt(socket, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) != 0 &&
-      errno != ENOENT)
+  if (::setsockopt(socket, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) != 0)
     return os_error("setsockopt(SO_DETACH_FILTER)");
   return {};
 }

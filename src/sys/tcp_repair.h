@@ -45,13 +45,18 @@ struct TcpNegotiated {
   std::uint32_t send_scale = 0, receive_scale = 0;
 };
 Result<void> set_tcp_negotiated(int socket, const TcpNegotiated& options);
+// The size of segments follows from that and from the peer's largest window, once it is told to.
+// Else it stays what it was when the socket was connected: 536 bytes less options.
+Result<void> update_tcp_segment_size(int socket);
 
 Result<int> int_tcp_option(int socket, int name);
 Result<void> set_int_tcp_option(int socket, int name, int value);
 
-// Every packet for it is dropped before the kernel looks at it, until `allow_packets`, which leaves
-// other filters alone. Preconditions: it has none of the program's own.
+// What comes for it is dropped before TCP sees it, under the socket's lock, until `allow_packets`:
+// everything, or what would end the connection at once. allow_packets leaves other filters alone.
+// Preconditions: it has no filter of the program's own.
 Result<void> drop_all_packets(int socket);
+Result<void> drop_resets(int socket);
 Result<void> allow_packets(int socket);
 
 // Bytes of its queues: not read yet; not acknowledged yet; not even sent yet. FIN counts as one in

@@ -138,14 +138,24 @@ Fail loopback_up() {
   return result;
 }
 
-// Without it a link would send (solicitations, reports) as soon as it is up, in the name of an
-// address that may still be in use on the node where the capsule comes from.
-Fail quiet_ipv6() {
-  int fd = ::open("/proc/sys/net/ipv6/conf/default/addr_gen_mode", O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return errno == ENOENT ? ok() : fail("open(addr_gen_mode)");  // ENOENT: no IPv6.
-  Fail result = ::write(fd, "1", 1) == 1 ? ok() : fail("write of addr_gen_mode");
+Fail set_sysctl(const char* path, const char* value) {
+  int fd = ::open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return errno == ENOENT ? ok() : fail("open of a sysctl");  // ENOENT: no IPv6.
+  Fail result = ::write(fd, value, std::strlen(value)) == static_cast<ssize_t>(std::strlen(value))
+                    ? ok()
+                    : fail("write of a sysctl");
   ::close(fd);
   return result;
+}
+
+Fail set_network() {
+  // A link would send (solicitations, reports) as soon as it is up, in the name of an address that
+  // may still be in use on the node where the capsule comes from.
+  CHECK(set_sysctl("/proc/sys/net/ipv6/conf/default/addr_gen_mode", "1"));
+  // What waits in connections is moved while the program stands: sizes that grow by themselves end
+  // at 1 MiB, less than a millisecond each. What a program sets itself isn't limited by this.
+  CHECK(set_sysctl("/proc/sys/net/ipv4/tcp_rmem", "4096 131072 1048576"));
+  return set_sysctl("/proc/sys/net/ipv4/tcp_wmem", "4096 16384 1048576");
 }
 
 // An out-of-memory kill must not hit PID 1 before the program: that would kill both.
@@ -186,7 +196,7 @@ Fail prepare(const StartOrder& order, int listener, const InitGroups& init, Tree
     return fail("keyctl(KEYCTL_JOIN_SESSION_KEYRING)");
   if (::sethostname(order.hostname, std::strlen(order.hostname)) != 0) return fail("sethostname");
   CHECK(loopback_up());
-  CHECK(quiet_ipv6());
+  CHECK(set_network());
   // Read from a signalfd by the first thread: the forker must inherit it blocked, or it would take
   // it.
   sigset_t child;
