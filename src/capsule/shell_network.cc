@@ -23,9 +23,11 @@ namespace godwit::capsule {
 namespace {
 
 constexpr const char* inner_name = "eth0";
-// What a move loses of a connection is sent again after this, instead of 200 ms (the peer's side) or
-// 3 s (that of a connection that was just made by TCP_REPAIR).
-constexpr std::uint32_t rto_min_ms = 5, restored_rtt_ms = 1;
+// What a move loses of a connection is sent again after this, instead of 200 ms.
+constexpr std::uint32_t rto_min_ms = 5;
+// A capsule comes to its new node without knowing its neighbours, and one of them may be moving as
+// well: who asks must ask again soon. For 3 s in all, as usual.
+constexpr std::uint32_t search_ms = 20, search_count = 150;
 constexpr std::int64_t carrier_us_max = 30'000'000;
 constexpr std::size_t link_name_max = 15;
 constexpr long poll_ns = 100'000;
@@ -101,6 +103,7 @@ Result<void> Shell::settle_network() {
   address.address = TRY(sys::parse_ipv4(spec_.ip()));
   address.length = spec_.prefix_len() == 0 ? 32 : static_cast<int>(spec_.prefix_len());
   TRY(inside.add_address(inner_name, address));
+  TRY(inside.set_neighbour_search(inner_name, search_ms, search_count));
   if (address.length < 32) {
     // In place of the one that comes with the address: whom it reaches are capsules, too.
     sys::Route others;
@@ -108,7 +111,6 @@ Result<void> Shell::settle_network() {
     others.dev = inner_name;
     others.source = address.address;
     others.rto_min_ms = rto_min_ms;
-    others.rtt_ms = restored_rtt_ms;
     TRY(inside.replace_route(others));
   }
   std::vector<sys::Ipv4Prefix> gateways = TRY(network_->addresses(env_.bridge));
@@ -124,7 +126,6 @@ Result<void> Shell::settle_network() {
     sys::Route out;
     out.gateway = gateway;
     out.dev = inner_name;
-    out.rtt_ms = restored_rtt_ms;
     TRY(inside.replace_route(out));
   }
   return open_arp();

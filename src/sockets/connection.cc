@@ -9,6 +9,9 @@
 //   was never sent is written out of repair mode, while the peer's window is said to be closed: so
 //   it stays unsent. A FIN of ours is shutdown(2), of the peer's a packet that we make.
 // - `rcv_wup` may lie behind a FIN that hasn't come yet in the new socket; it is taken back by one.
+// - A connection that has seen no round trip believes in 3 s. So the last byte that was
+// acknowledged
+//   is written once more, and acknowledged at once by a packet of the peer's that we make.
 // - Timers of a socket in repair mode run. Where both ends are in the capsule, one that is complete
 // may
 //   send to one that isn't, which must not take it, or to one that isn't there yet, whose place
@@ -77,7 +80,7 @@ tcp_repair_window window_of(const image::TcpWindow& w) {
 
 // Its part of a queue has room whatever the limits are; they are set in the end.
 Result<void> make_room(int socket, const image::Connection& c) {
-  const std::size_t out = c.sent().size() + c.unsent().size();
+  const std::size_t out = 1 + c.sent().size() + c.unsent().size();
   TRY(sys::set_buffer_size(socket, SO_SNDBUF, static_cast<int>(4 * out) + queue_room_bytes));
   return sys::set_buffer_size(socket, SO_RCVBUF,
                               static_cast<int>(4 * c.received().size()) + queue_room_bytes);
@@ -88,6 +91,7 @@ Result<void> fill_queues(int socket, const image::Socket& image) {
   TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::receive));
   TRY(write_all(socket, c.received(), "received"));
   TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::send));
+  TRY(write_all(socket, std::string(1, '\0'), "acknowledged"));
   TRY(write_all(socket, c.sent(), "sent"));
   if (!c.unsent().empty()) {
     tcp_repair_window closed = window_of(c.window());
@@ -108,9 +112,9 @@ Result<void> fill_queues(int socket, const image::Socket& image) {
   return sys::choose_tcp_queue(socket, sys::TcpQueue::none);
 }
 
-// What the peer has said about ends: that it has got ours, that it has come to its own.
-Result<void> say_ends(int socket, int netns, const Endpoints& ends, const image::Connection& c) {
-  if (!got_fin(c.state()) && c.state() != fin_wait2) return {};
+// What the peer has said: how far it has got, which gives the round trip that our timeouts are made
+// of; and perhaps that it has come to its own end.
+Result<void> hear_peer(int socket, int netns, const Endpoints& ends, const image::Connection& c) {
   Segment segment;
   segment.flags = static_cast<std::uint8_t>(TcpFlag::acknowledge);
   segment.sequence = c.receive_seq() - (got_fin(c.state()) ? 1 : 0);
@@ -169,7 +173,7 @@ Result<void> restore_connection(int socket, int netns, const image::Socket& imag
   const std::uint32_t first_sent = c.send_seq() - (c.state() == fin_wait2 ? 1 : 0);
   const std::uint32_t first_received = c.receive_seq() - (got_fin(c.state()) ? 1 : 0) -
                                        static_cast<std::uint32_t>(c.received().size());
-  TRY(sys::set_tcp_sequence(socket, sys::TcpQueue::send, first_sent));
+  TRY(sys::set_tcp_sequence(socket, sys::TcpQueue::send, first_sent - 1));
   TRY(sys::set_tcp_sequence(socket, sys::TcpQueue::receive, first_received));
   TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::none));
   auto address = [](const std::string& bytes) {
@@ -191,7 +195,7 @@ Result<void> restore_connection(int socket, int netns, const image::Socket& imag
     TRY(sys::set_int_tcp_option(socket, TCP_TIMESTAMP, static_cast<int>(c.timestamp())));
   TRY(fill_queues(socket, image));
   TRY(sys::drop_resets(socket));
-  TRY(say_ends(socket, netns, ends, c));
+  TRY(hear_peer(socket, netns, ends, c));
   if ((image.shutdown() & shut_for_reading) != 0 && ::shutdown(socket, SHUT_RD) != 0)
     return os_error("shutdown(SHUT_RD)");
   TRY(sys::set_tcp_window(socket, window_of(c.window())));

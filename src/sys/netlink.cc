@@ -386,8 +386,6 @@ void fill_address(Message& message, int index, const Ipv4Prefix& address) {
   put_ipv4(message.header, IFA_ADDRESS, address.address);
 }
 
-constexpr std::uint32_t rtt_units_per_ms = 8;  // As the kernel keeps smoothed times.
-
 void fill_route(Message& message, const Route& route, int index) {
   auto* body = message.body<rtmsg>();
   body->rtm_family = AF_INET;
@@ -402,12 +400,11 @@ void fill_route(Message& message, const Route& route, int index) {
   if (route.gateway) put_ipv4(header, RTA_GATEWAY, *route.gateway);
   if (index != 0) mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(index));
   if (route.source) put_ipv4(header, RTA_PREFSRC, *route.source);
-  if (route.rto_min_ms != 0 || route.rtt_ms != 0) {
+  if (route.rto_min_ms != 0) {
     nlattr* metrics = mnl_attr_nest_start(header, RTA_METRICS);
     // TCP asks for a smallest timeout only where it is "locked".
-    if (route.rto_min_ms != 0) mnl_attr_put_u32(header, RTAX_LOCK, 1U << RTAX_RTO_MIN);
-    if (route.rtt_ms != 0) mnl_attr_put_u32(header, RTAX_RTT, route.rtt_ms * rtt_units_per_ms);
-    if (route.rto_min_ms != 0) mnl_attr_put_u32(header, RTAX_RTO_MIN, route.rto_min_ms);
+    mnl_attr_put_u32(header, RTAX_LOCK, 1U << RTAX_RTO_MIN);
+    mnl_attr_put_u32(header, RTAX_RTO_MIN, route.rto_min_ms);
     mnl_attr_nest_end(header, metrics);
   }
 }
@@ -442,8 +439,6 @@ Route parse_route(const nlmsghdr* header, std::uint32_t& index) {
       case RTA_METRICS: {
         for_each_nested(attr, [&](const nlattr* inner) {
           if (mnl_attr_get_type(inner) == RTAX_RTO_MIN) route.rto_min_ms = mnl_attr_get_u32(inner);
-          if (mnl_attr_get_type(inner) == RTAX_RTT)
-            route.rtt_ms = mnl_attr_get_u32(inner) / rtt_units_per_ms;
         });
         break;
       }
@@ -541,6 +536,20 @@ Result<void> Netlink::delete_neighbour(const std::string& dev, Ipv4 address) {
   fill_neighbour(message, index, address);
   return request(message.header,
                  fmt::format("delete neighbour {} dev {}", to_string(address), dev));
+}
+
+Result<void> Netlink::set_neighbour_search(const std::string& dev, std::uint32_t retransmit_ms,
+                                           std::uint32_t probes) {
+  int index = TRY(index_of(dev));
+  Message message(RTM_SETNEIGHTBL, NLM_F_REPLACE);
+  message.body<ndtmsg>()->ndtm_family = AF_INET;
+  mnl_attr_put_strz(message.header, NDTA_NAME, "arp_cache");
+  nlattr* parameters = mnl_attr_nest_start(message.header, NDTA_PARMS);
+  mnl_attr_put_u32(message.header, NDTPA_IFINDEX, static_cast<std::uint32_t>(index));
+  mnl_attr_put_u64(message.header, NDTPA_RETRANS_TIME, retransmit_ms);
+  mnl_attr_put_u32(message.header, NDTPA_MCAST_PROBES, probes);
+  mnl_attr_nest_end(message.header, parameters);
+  return request(message.header, fmt::format("set neighbour search of {}", dev));
 }
 
 // The bucket holds 4 ms at the rate, and at least four full GSO packets: a veth hands over packets

@@ -55,9 +55,6 @@ struct Route {
   std::string dev;               // May be empty where there is a gateway.
   std::optional<Ipv4> source;    // Preferred source address.
   std::uint32_t rto_min_ms = 0;  // TCP's smallest retransmission timeout; 0: the kernel's (200 ms).
-  // What TCP believes a round trip takes where it hasn't seen one, as in a connection that was just
-  // made by TCP_REPAIR, whose first timeout is 3 s else. 0: nothing.
-  std::uint32_t rtt_ms = 0;
   std::uint32_t table = 254;     // RT_TABLE_MAIN
 };
 
@@ -106,6 +103,10 @@ class Netlink {
   // A permanent neighbour entry: no ARP needed for `address` on `dev`.
   Result<void> replace_neighbour(const std::string& dev, Ipv4 address, const Mac& mac);
   Result<void> delete_neighbour(const std::string& dev, Ipv4 address);
+
+  // How often an unknown neighbour is asked for, and how many times. (The kernel's: 1,000 ms, 3.)
+  Result<void> set_neighbour_search(const std::string& dev, std::uint32_t retransmit_ms,
+                                    std::uint32_t probes);
 
   // Token bucket on what leaves through `dev`. Zero takes the limit away.
   Result<void> set_rate(const std::string& dev, std::uint64_t bytes_per_s);
