@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 
 #include "capture/describe_unix.h"
+#include "capture/unix_queue.h"
 #include "sys/socket_options.h"
 
 namespace godwit::capture {
@@ -88,7 +89,7 @@ Result<std::vector<std::string>> SocketTable::reasons(Connections* connections) 
 
 // What comes along as a message of a Unix socket may be a socket again: so these are all known
 // before the others are held.
-Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd& describe_own,
+Result<void> SocketTable::describe(Connections* connections, const Inside& inside,
                                    image::Capsule& capsule) {
   std::map<std::uint32_t, image::Socket> described;
   for (bool more = true; more;) {
@@ -99,7 +100,7 @@ Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd
     for (const SocketEntry* entry : fresh) {
       image::Socket& out = described[entry->id];
       TRY(describe_common(*entry, out).with(entry->whose));
-      TRY(describe_unix_content(*entry, describe_own, out).with(entry->whose));
+      TRY(read_unix_queue(*entry, inside, out).with(entry->whose));
     }
   }
   std::vector<const SocketEntry*> unixes;
@@ -110,7 +111,7 @@ Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd
     else
       others.push_back(entry.copy.get());
   }
-  TRY(connect_unix(unixes, described));
+  TRY(connect_unix(unixes, inside, described));
   if (!others.empty() && connections == nullptr)
     return make_error(Errc::refused, "a socket can't move without a network");
   // Before: what holds them shows in their options.

@@ -90,6 +90,8 @@ void rename_ids(image::Capsule& image, const std::map<std::uint32_t, std::uint32
   };
   for (image::OpenFile& file : *image.mutable_files())
     if (file.has_ref()) rename(*file.mutable_ref());
+  for (image::Socket& socket : *image.mutable_sockets())
+    if (socket.unix_end().has_node()) rename(*socket.mutable_unix_end()->mutable_node());
   for (image::Process& process : *image.mutable_processes()) {
     for (image::FileRef& ref : *process.mutable_mm()->mutable_mapped()) rename(ref);
     for (image::Vma& vma : *process.mutable_mm()->mutable_vmas())
@@ -236,6 +238,8 @@ Result<void> CapsuleFiles::claim_named(image::Capsule& image) {
   };
   for (image::OpenFile& file : *image.mutable_files())
     if (file.has_ref()) TRY(claim(*file.mutable_ref()));
+  for (image::Socket& socket : *image.mutable_sockets())
+    if (socket.unix_end().has_node()) TRY(claim(*socket.mutable_unix_end()->mutable_node()));
   for (image::Process& process : *image.mutable_processes())
     for (image::FileRef& ref : *process.mutable_mm()->mutable_mapped()) TRY(claim(ref));
   return {};

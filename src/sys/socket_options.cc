@@ -24,7 +24,7 @@
 namespace godwit::sys {
 namespace {
 
-constexpr int so_buf_lock = 72, so_rcvmark = 75, so_passrights = 83;
+constexpr int so_buf_lock = 72, so_rcvmark = 75, so_passpidfd = 76, so_passrights = 83, so_inq = 84;
 constexpr std::size_t value_bytes_max = 64;
 
 struct Known {
@@ -60,7 +60,9 @@ constexpr Known known[] = {
     {SOL_SOCKET, SO_MAX_PACING_RATE},
     {SOL_SOCKET, SO_ZEROCOPY},
     {SOL_SOCKET, so_rcvmark},
+    {SOL_SOCKET, so_passpidfd},
     {SOL_SOCKET, so_passrights},
+    {SOL_SOCKET, so_inq},
     {SOL_SOCKET, SO_SNDBUF},
     {SOL_SOCKET, SO_RCVBUF},
     {SOL_SOCKET, so_buf_lock},
