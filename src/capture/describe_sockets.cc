@@ -65,6 +65,12 @@ Result<std::uint32_t> SocketTable::add(UniqueFd copy, const struct stat& st,
   return entry.id;
 }
 
+Result<bool> SocketTable::may_carry_descriptors() const {
+  for (const auto& [id, entry] : entries_)
+    if (entry.family == AF_UNIX && TRY(has_unread(entry.copy.get()))) return true;
+  return false;
+}
+
 Result<std::vector<std::string>> SocketTable::reasons(Connections* connections) const {
   std::vector<std::string> reasons;
   std::vector<const SocketEntry*> unixes;

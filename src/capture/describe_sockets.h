@@ -40,6 +40,9 @@ class SocketTable {
 
   bool empty() const { return entries_.empty(); }
 
+  // Whether something waits in one of them that may be a message with descriptors.
+  Result<bool> may_carry_descriptors() const;
+
   // Preconditions: the tree stands still, and all of its sockets were added. `connections` may be
   // null: then there is no network, and only Unix sockets can be described.
   // Which of them can't move, in words.

@@ -208,6 +208,8 @@ Result<short> poll_of(int socket) {
 
 }  // namespace
 
+Result<bool> has_unread(int socket) { return (TRY(poll_of(socket)) & POLLIN) != 0; }
+
 Result<bool> has_urgent_data(int socket) { return (TRY(poll_of(socket)) & POLLPRI) != 0; }
 
 Result<void> read_unix_queue(const SocketEntry& socket, const Inside& inside, image::Socket& out) {

@@ -120,10 +120,13 @@ CapsuleFiles::Known& CapsuleFiles::know(const Key& key, const struct stat& st) {
   return known;
 }
 
-Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& node_pids) {
+Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& node_pids,
+                                          const Places& places) {
   std::map<std::uint32_t, std::uint32_t> new_ids;
   for (image::PrivateFile& file : *image.mutable_private_files()) {
     std::string way = way_to(image, file, root_, node_pids);
+    if (auto place = places.find(file.id()); way.empty() && place != places.end())
+      way = place->second;
     if (way.empty())
       return make_error(Errc::internal, "private file {} ({}) is held by nothing", file.id(),
                         file.path());
@@ -295,11 +298,12 @@ void CapsuleFiles::part_from_former(image::Capsule& image) {
 }
 
 Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& image,
-                                                            const PidMap& node_pids) {
+                                                            const PidMap& node_pids,
+                                                            const Places& places) {
   ++generation_;
   in_image_.clear();
   open_by_id_.clear();
-  TRY(adopt_captured(image, node_pids));
+  TRY(adopt_captured(image, node_pids, places));
   for (const char* tree : {"/tmp", "/dev/shm"}) {
     UniqueFd dir(::open((root_ + tree).c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!dir.valid()) return os_error(fmt::format("open({}{})", root_, tree));
