@@ -100,7 +100,8 @@ Result<std::optional<image::FileRef>> node_of(int socket) {
   image::FileRef ref;
   ref.set_path(without_deleted_mark(TRY(sys::read_link(own_fd_path(node.get()))), deleted));
   ref.set_mode(st.st_mode);
-  if (deleted) return std::optional<image::FileRef>();  // Another link is, which doesn't travel.
+  // A second name that it had got is left, and nothing tells which.
+  if (deleted) ref.set_path(fmt::format("another name than {}", ref.path()));
   return std::optional(ref);
 }
 

@@ -34,7 +34,7 @@
 namespace godwit::capture {
 namespace {
 
-constexpr std::size_t message_bytes_usual = 64 * 1024;
+constexpr std::size_t message_bytes_usual = 2 * 1024;
 constexpr std::size_t descriptors_max = 253;  // SCM_MAX_FD
 constexpr std::size_t control_bytes = CMSG_SPACE(descriptors_max * sizeof(int)) + 512;
 constexpr int scm_pidfd = 4;
@@ -185,9 +185,11 @@ Result<void> read_stream(Queue& queue, std::size_t bytes, const Inside& inside,
   return {};
 }
 
-// `ends`: reading is shut down, so that a look shows 0 bytes behind the last message.
-Result<void> read_messages(Queue& queue, bool ends, const Inside& inside, image::Socket& out) {
-  std::size_t at = 0, room = message_bytes_usual;
+// `bytes`: of the first one at least. `ends`: reading is shut down, so that a look shows 0 bytes
+// behind the last message.
+Result<void> read_messages(Queue& queue, std::size_t bytes, bool ends, const Inside& inside,
+                           image::Socket& out) {
+  std::size_t at = 0, room = std::max(bytes, message_bytes_usual);
   for (bool first = true;; first = false) {
     std::optional<Look> look = TRY(queue.look(first ? -1 : static_cast<int>(at), room));
     while (look && look->whole > room) {
@@ -234,7 +236,7 @@ Result<void> read_unix_queue(const SocketEntry& socket, const Inside& inside, im
   Queue queue = TRY(Queue::of(fd));
   const bool ends = socket.type == SOCK_SEQPACKET && (shows & POLLRDHUP) != 0;
   TRY(stream ? read_stream(queue, static_cast<std::size_t>(bytes), inside, out)
-             : read_messages(queue, ends, inside, out));
+             : read_messages(queue, static_cast<std::size_t>(bytes), ends, inside, out));
   return queue.put_back();
 }
 

@@ -161,7 +161,7 @@ Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t fro
     opened_[f.id()] = TRY(open_one(f, capsule.spec()).with(describe(f)));
   }
   pipes_.close_all();
-  return unix_sockets.fill_all(opened_, notes);
+  return unix_sockets.finish_all(opened_, notes);
 }
 
 // The channel stands at a number that the program doesn't use: not above its highest, which may be

@@ -2,10 +2,11 @@
 //
 //   connections     while no name is taken: an accepted socket shows its listener's name, so each
 //                   comes out of a listener of that name, which is gone before the next one comes
-//   names           by bind(2), also of sockets that are connected already
-//   listeners       and who waits in their backlogs: only now can they be found
 //   files           every other open file of the capsule: messages may carry them
-//   queues          by the very sockets that sent: names of senders are looked up by who receives
+//   streams         what waits in them, by their peers; those that are no more go then
+//   names           by bind(2), also of sockets that are connected already
+//   datagrams       by the very sockets that sent: names of senders are looked up by who receives
+//   listeners       and who waits in their backlogs
 //   what is shut    after the queues
 //   options         last: SO_PASSCRED would give names to who sends, filters would filter
 //
@@ -44,11 +45,6 @@ bool is_unix(const image::Socket& socket) { return socket.family() == AF_UNIX; }
 bool is_of_datagrams(const image::Socket& socket) { return socket.type() == SOCK_DGRAM; }
 bool has_name(const std::string& name) { return is_path_name(name) || is_abstract_name(name); }
 
-// Shows a name without holding it, so that it must come out of a listener.
-bool has_accepted_name(const image::Socket& socket) {
-  return is_abstract_name(socket.local()) && !socket.unix_end().holds_name();
-}
-
 Result<void> connect_to(int socket, int peer, const std::string& name) {
   const SocketNames::Address to = TRY(SocketNames::address_of(peer, name));
   if (::connect(socket, reinterpret_cast<const sockaddr*>(to.bytes.data()),
@@ -73,14 +69,25 @@ UnixSockets::UnixSockets(int root_fd, int netns, PrivateFiles& files, SocketMake
     if (is_unix(socket)) entries_[socket.id()].image = &socket;
 }
 
+const std::string& UnixSockets::End::name() const {
+  return is_ghost ? entry->image->peer() : entry->image->local();
+}
+
+const image::PeerCredentials& UnixSockets::End::credentials() const {
+  return entry->image->unix_end().credentials();
+}
+
+// It shows a name without holding it. Ghosts may be many of one name, or of one that somebody else
+// has by now.
+bool UnixSockets::End::must_be_accepted() const {
+  return is_abstract_name(name()) && (is_ghost || !entry->image->unix_end().holds_name());
+}
+
 Result<void> UnixSockets::make_all() {
   if (entries_.empty()) return {};
   TRY(make_connections());
   TRY(make_plain());
-  TRY(part_mates());
-  TRY(name_all());
-  TRY(listen_all());
-  return wait_in_backlogs();
+  return part_mates();
 }
 
 Result<void> UnixSockets::make_connections() {
@@ -90,56 +97,56 @@ Result<void> UnixSockets::make_connections() {
     const image::UnixSocket& end = entry.image->unix_end();
     auto peer = entries_.find(end.peer());
     Entry* other = peer == entries_.end() ? nullptr : &peer->second;
-    if (is_of_datagrams(*entry.image)) {
-      const bool by_pair = other != nullptr && other != &entry && !has_name(other->image->local());
-      const bool ghost = end.peer_gone() && !has_name(entry.image->peer());
-      if ((!by_pair && !ghost) || entry.mate != 0 || (by_pair && other->mate != 0)) continue;
-      if (by_pair) entry.mate = end.peer(), other->mate = id;
-      pairs.push_back({&entry, by_pair ? other : nullptr});
-      continue;
-    }
     if (other == nullptr && !end.peer_gone()) continue;
-    if (other != nullptr && other->connected) continue;  // Made with its other end.
-    entry.connected = true;
-    Ends ends{&entry, other};
-    const bool second_accepted = other != nullptr && has_accepted_name(*other->image);
-    const bool alike = other == nullptr ||
-                       same_credentials(end.credentials(), other->image->unix_end().credentials());
-    const bool named =
-        has_name(entry.image->local()) || (other != nullptr && has_name(other->image->local()));
-    if (!has_accepted_name(*entry.image) && !second_accepted && (alike || !named)) {
+    Ends ends{{&entry, false}, {other != nullptr ? other : &entry, other == nullptr}};
+    if (is_of_datagrams(*entry.image)) {
+      const bool taken = entry.mate != 0 || (other != nullptr && other->mate != 0);
+      if (taken || other == &entry || has_name(ends.second.name())) continue;
+      if (other != nullptr) entry.mate = end.peer(), other->mate = id;
       pairs.push_back(ends);
       continue;
     }
-    if (second_accepted || (!has_accepted_name(*entry.image) && other != nullptr &&
-                            !is_path_name(entry.image->local())))
+    if (entry.connected) continue;  // Made with its other end.
+    entry.connected = true;
+    if (other != nullptr) other->connected = true;
+    const bool alike = same_credentials(ends.first.credentials(), ends.second.credentials());
+    // The one that was accepted comes first: where nothing tells, one with a name.
+    if (!ends.first.must_be_accepted() &&
+        (ends.second.must_be_accepted() || !is_path_name(ends.first.name())))
       std::swap(ends.first, ends.second);
-    const auto& client = ends.second != nullptr ? *ends.second->image : *ends.first->image;
-    accepted[fmt::format("{} {} {}", client.type(), ends.first->image->local(),
-                         client.unix_end().credentials().SerializeAsString())]
-        .push_back(ends);
+    if (ends.first.must_be_accepted() || (!alike && has_name(ends.first.name())))
+      accepted[fmt::format("{} {} {}", entry.image->type(), ends.first.name(),
+                           ends.second.credentials().SerializeAsString())]
+          .push_back(ends);
+    else
+      pairs.push_back(ends);
   }
   TRY(make_pairs(pairs));
   for (const auto& [listener, all] : accepted) TRY(make_accepted(all));
   return {};
 }
 
+Result<void> UnixSockets::name_ghost(const End& end) {
+  if (!end.is_ghost || !has_name(end.name())) return {};
+  return names_.bind(end.fd().get(), end.name());
+}
+
 Result<void> UnixSockets::make_pairs(std::span<const Ends> all) {
   std::map<std::string, std::vector<const Ends*>> groups;  // Of one maker.
   for (const Ends& ends : all)
-    groups[fmt::format("{} {}", ends.first->image->type(),
-                       ends.first->image->unix_end().credentials().SerializeAsString())]
+    groups[fmt::format("{} {}", ends.first.entry->image->type(),
+                       ends.first.credentials().SerializeAsString())]
         .push_back(&ends);
   for (const auto& [maker, group] : groups) {
-    const image::Socket& like = *group.front()->first->image;
-    std::vector<SocketMakers::Pair> made = TRY(
-        makers_.pairs(like.unix_end().credentials(), static_cast<int>(like.type()), group.size()));
+    const End& like = group.front()->first;
+    std::vector<SocketMakers::Pair> made = TRY(makers_.pairs(
+        like.credentials(), static_cast<int>(like.entry->image->type()), group.size()));
     for (std::size_t i = 0; i < group.size(); ++i) {
-      const Ends& ends = *group[i];
-      ends.first->fd = std::move(made[i].first);
-      (ends.second != nullptr ? ends.second->fd : ends.first->ghost) = std::move(made[i].second);
-      if (ends.second == nullptr && has_name(ends.first->image->peer()))
-        TRY(names_.bind(ends.first->ghost.get(), ends.first->image->peer()));
+      const auto& [first, second] = *group[i];
+      first.fd() = std::move(made[i].first);
+      second.fd() = std::move(made[i].second);
+      TRY(name_ghost(first));
+      TRY(name_ghost(second));
     }
   }
   return {};
@@ -147,31 +154,26 @@ Result<void> UnixSockets::make_pairs(std::span<const Ends> all) {
 
 // `first` of all of them was accepted, by listeners that are alike.
 Result<void> UnixSockets::make_accepted(std::span<const Ends> all) {
-  const image::Socket& server = *all.front().first->image;
-  const int type = static_cast<int>(server.type());
-  const std::vector<int> types(all.size() + 1, type);
+  const End& server = all.front().first;
+  const std::string name = server.name();
+  const std::vector<int> types(all.size() + 1, static_cast<int>(server.entry->image->type()));
   std::vector<UniqueFd> made = TRY(makers_.sockets(types));
   const UniqueFd listener = std::move(made.back());
-  TRY(names_.bind(listener.get(), server.local()));
-  const SocketNames::Address address = TRY(SocketNames::address_of(listener.get(), server.local()));
+  TRY(names_.bind(listener.get(), name));
+  const SocketNames::Address address = TRY(SocketNames::address_of(listener.get(), name));
   if (address.way.valid() &&
       ::chmod(own_fd_path(address.way.get()).c_str(), any_listener_mode) != 0)
     return os_error("chmod of a socket's node");
-  const Entry* client = all.front().second;
   const SocketMakers::Listening listening{listener.get(), 1};
-  TRY(makers_.listen((client != nullptr ? *client->image : server).unix_end().credentials(),
-                     std::span(&listening, 1)));
+  TRY(makers_.listen(all.front().second.credentials(), std::span(&listening, 1)));
   for (std::size_t i = 0; i < all.size(); ++i) {
-    Entry& accepted = *all[i].first;
-    UniqueFd& end = all[i].second != nullptr ? all[i].second->fd : accepted.ghost;
-    end = std::move(made[i]);
-    TRY(makers_.connect(accepted.image->unix_end().credentials(), end.get(), server.local(),
-                        address.way.get()));
-    accepted.fd.reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    if (!accepted.fd) return os_error("accept4");
-    accepted.named = true;
-    if (all[i].second == nullptr && has_name(accepted.image->peer()))
-      TRY(names_.bind(end.get(), accepted.image->peer()));
+    const auto& [first, second] = all[i];
+    second.fd() = std::move(made[i]);
+    TRY(makers_.connect(first.credentials(), second.fd().get(), name, address.way.get()));
+    first.fd().reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!first.fd()) return os_error("accept4");
+    if (!first.is_ghost) first.entry->named = true;
+    TRY(name_ghost(second));
   }
   return {};
 }
@@ -201,10 +203,28 @@ Result<void> UnixSockets::part_mates() {
   return {};
 }
 
-Result<void> UnixSockets::name_all() {
+// A name of the abstract namespace that a ghost has may be somebody else's now, who gets it when
+// the ghost has gone.
+UnixSockets::When UnixSockets::when_named(const image::Socket& socket) const {
+  if (!is_abstract_name(socket.local())) return When::first;
+  for (const auto& [id, other] : entries_)
+    if (is_of_datagrams(*other.image) && other.image->unix_end().peer_gone() &&
+        other.image->peer() == socket.local())
+      return When::last;
+  return When::first;
+}
+
+// When it and its peer can be found by their names.
+UnixSockets::When UnixSockets::when_filled(const image::Socket& socket) const {
+  auto peer = entries_.find(socket.unix_end().peer());
+  const bool peer_last = peer != entries_.end() && when_named(*peer->second.image) == When::last;
+  return peer_last ? When::last : when_named(socket);
+}
+
+Result<void> UnixSockets::name_all(When when) {
   for (auto& [id, entry] : entries_) {
     const image::Socket& socket = *entry.image;
-    if (!has_name(socket.local()) || entry.named) continue;
+    if (!has_name(socket.local()) || entry.named || when_named(socket) != when) continue;
     if (!socket.unix_end().holds_name())
       return make_error(Errc::invalid, "socket {} has the name of nobody", id);
     entry.named = true;
@@ -275,13 +295,27 @@ Result<UniqueFd> UnixSockets::open(std::uint32_t id) const {
   return duplicate(entry->second.fd.get());
 }
 
-Result<void> UnixSockets::fill_all(const OpenedFiles& opened, Notes& notes) {
+Result<void> UnixSockets::finish_all(const OpenedFiles& opened, Notes& notes) {
   for (auto& [id, entry] : entries_) {
-    Result<void> filled = is_of_datagrams(*entry.image) ? fill_datagrams(entry, opened, notes)
-                                                        : fill_stream(entry, opened);
-    TRY(std::move(filled).with(fmt::format("socket {}", id)));
+    if (is_of_datagrams(*entry.image)) continue;
+    TRY(fill_stream(entry, opened).with(fmt::format("socket {}", id)));
+    TRY(let_ghost_go(entry, notes).with(fmt::format("socket {}", id)));
   }
-  for (auto& [id, entry] : entries_) TRY(finish_one(entry).with(fmt::format("socket {}", id)));
+  // From here no name is taken but by who has it.
+  for (When when : {When::first, When::last}) {
+    TRY(name_all(when));
+    for (auto& [id, entry] : entries_) {
+      if (!is_of_datagrams(*entry.image) || when_filled(*entry.image) != when) continue;
+      TRY(fill_datagrams(entry, opened, notes).with(fmt::format("socket {}", id)));
+      TRY(let_ghost_go(entry, notes).with(fmt::format("socket {}", id)));
+    }
+  }
+  TRY(listen_all());
+  TRY(wait_in_backlogs());
+  for (auto& [id, entry] : entries_) {
+    TRY(finish_one(entry).with(fmt::format("socket {}", id)));
+    TRY(set_options(entry).with(fmt::format("socket {}", id)));
+  }
   entries_.clear();
   return names_.clear();
 }
@@ -367,14 +401,21 @@ Result<void> UnixSockets::connect_datagrams(Entry& entry, Notes& notes) {
   return connect_to(entry.fd.get(), entry.ghost.get(), socket.peer());
 }
 
+// Who goes with something unread resets the connection.
+Result<void> UnixSockets::let_ghost_go(Entry& entry, Notes& notes) {
+  const image::Socket& socket = *entry.image;
+  if (socket.unix_end().reset() && (is_of_datagrams(socket) || !entry.ghost.valid()))
+    notes.push_back(fmt::format("an error that waits in Unix socket {} isn't told", socket.id()));
+  else if (socket.unix_end().reset() &&
+           ::send(entry.fd.get(), "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
+    return os_error("send to a peer that goes");
+  entry.ghost.reset();
+  return {};
+}
+
 Result<void> UnixSockets::finish_one(Entry& entry) {
   const image::Socket& socket = *entry.image;
   const int fd = entry.fd.get();
-  // Who goes with something unread resets the connection.
-  if (socket.unix_end().reset() && entry.ghost.valid() && !is_of_datagrams(socket) &&
-      ::send(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
-    return os_error("send to a peer that goes");
-  entry.ghost.reset();
   const std::uint32_t shut = socket.shutdown() & 3;
   if (shut != 0 && ::shutdown(fd, static_cast<int>(shut) - 1) != 0)  // SHUT_RD, SHUT_WR, SHUT_RDWR
     return os_error(fmt::format("shutdown({})", shut - 1));
@@ -382,11 +423,29 @@ Result<void> UnixSockets::finish_one(Entry& entry) {
   if (::fstat(fd, &st) != 0) return os_error("fstat");
   if ((st.st_mode & 07777) != socket.mode() && ::fchmod(fd, socket.mode()) != 0)
     return os_error("fchmod of a socket");
+  return {};
+}
+
+// What is as in a new socket needs no call; of 40 options few are ever set.
+Result<void> UnixSockets::set_options(const Entry& entry) {
+  const int type = static_cast<int>(entry.image->type());
+  auto [fresh, added] = fresh_options_.try_emplace(type);
+  if (added) {
+    const std::vector<UniqueFd> socket = TRY(makers_.sockets(std::span(&type, 1)));
+    fresh->second = TRY(sys::socket_options(socket.front().get()));
+  }
   std::vector<sys::SocketOption> options;
-  for (const image::SocketOption& option : socket.options())
-    options.push_back(
-        {static_cast<int>(option.level()), static_cast<int>(option.name()), option.value()});
-  return sys::set_socket_options(fd, options);
+  for (const image::SocketOption& option : entry.image->options()) {
+    sys::SocketOption wanted{static_cast<int>(option.level()), static_cast<int>(option.name()),
+                             option.value()};
+    const bool as_in_fresh =
+        std::any_of(fresh->second.begin(), fresh->second.end(), [&](const sys::SocketOption& had) {
+          return had.level == wanted.level && had.name == wanted.name && had.value == wanted.value;
+        });
+    // Buffers were made larger to send.
+    if (!as_in_fresh || sys::is_late_option(wanted)) options.push_back(std::move(wanted));
+  }
+  return sys::set_socket_options(entry.fd.get(), options);
 }
 
 }  // namespace godwit::restore

@@ -5,8 +5,10 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 
@@ -191,6 +193,53 @@ TEST_F(UnixSocketsTest, AMakerThatHasEndedIsNoted) {
   for (const std::string& note : moved->restorer->notes())
     noted = noted || note.find("SO_PEERCRED") != std::string::npos;
   EXPECT_TRUE(noted);
+  ASSERT_TRUE(moved->target->write_byte('g').ok());
+  finishes_well(*moved);
+}
+
+TEST_F(UnixSocketsTest, ReceiversThatAreNotHereRefuseAndAreNoted) {
+  const std::string nobody = path_name("/tmp/godwit-nobody-receives-here");
+  auto program = [&] {
+    be_moved();
+    sockaddr_un name{};
+    socklen_t bytes = sizeof name;
+    CHECK_HERE(::getpeername(first_fd, reinterpret_cast<sockaddr*>(&name), &bytes) == 0);
+    CHECK_HERE(std::string(reinterpret_cast<char*>(&name), bytes) == nobody);
+    CHECK_HERE(::send(first_fd, "x", 1, 0) == -1 && errno == ECONNREFUSED);
+    CHECK_HERE(::access("/tmp/godwit-nobody-receives-here", F_OK) != 0);
+    return 0;
+  };
+  Result<Moved> moved = move_program(program, [&](image::Capsule& image) {
+    image::Socket& sender = add_socket(image, SOCK_DGRAM);
+    sender.set_peer(nobody);
+    sender.mutable_unix_end()->set_peer_outside(true);
+  });
+  ASSERT_TRUE(moved.ok()) << moved.error().what();
+  bool noted = false;
+  for (const std::string& note : moved->restorer->notes())
+    noted = noted || note.find("godwit-nobody-receives-here") != std::string::npos;
+  EXPECT_TRUE(noted);
+  ASSERT_TRUE(moved->target->write_byte('g').ok());
+  finishes_well(*moved);
+}
+
+TEST_F(UnixSocketsTest, NothingIsLeftInTheDirectoriesOfTheCapsule) {
+  auto program = [] {
+    be_moved();
+    CHECK_HERE(::system("ls -d /tmp/.godwit-names-* 2>/dev/null | grep -q .") != 0);
+    sockaddr_un name{};
+    socklen_t bytes = sizeof name;
+    CHECK_HERE(::getsockname(first_fd, reinterpret_cast<sockaddr*>(&name), &bytes) == 0);
+    CHECK_HERE(std::string(reinterpret_cast<char*>(&name), bytes) ==
+               path_name("../some/../where/else/name"));
+    return 0;
+  };
+  Result<Moved> moved = move_program(program, [&](image::Capsule& image) {
+    image::Socket& socket = add_socket(image, SOCK_DGRAM);
+    socket.set_local(path_name("../some/../where/else/name"));
+    socket.mutable_unix_end()->set_holds_name(true);
+  });
+  ASSERT_TRUE(moved.ok()) << moved.error().what();
   ASSERT_TRUE(moved->target->write_byte('g').ok());
   finishes_well(*moved);
 }

@@ -169,8 +169,13 @@ Result<void> attach_filter(int socket, const std::string& filter) {
 
 Result<std::vector<SocketOption>> socket_options(int socket) {
   std::vector<SocketOption> out;
+  int family = 0;
+  socklen_t family_bytes = sizeof family;
+  if (::getsockopt(socket, SOL_SOCKET, SO_DOMAIN, &family, &family_bytes) != 0)
+    return os_error("getsockopt(SO_DOMAIN)");
   TRY(read_filter(socket, out));  // First: SO_LOCK_FILTER comes after it.
   for (const Known& option : known) {
+    if (family == AF_UNIX && option.level != SOL_SOCKET) continue;  // It is a matter of calls.
     std::string value = TRY(read_option(socket, option));
     if (!value.empty()) out.push_back({option.level, option.name, std::move(value)});
   }

@@ -41,6 +41,8 @@ int main() {
   const int forsaken = unix_socket(SOCK_DGRAM), goes = unix_socket(SOCK_DGRAM, own + "-goes");
   need(connect_to(forsaken, own + "-goes") == 0, "connect");
   close(goes);
+  const int anew = unix_socket(SOCK_DGRAM, own + "-goes"), follows = unix_socket(SOCK_DGRAM);
+  need(connect_to(follows, own + "-goes") == 0 && send(follows, "anew", 4, 0) == 4, "connect");
   int pair[2];
   need(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) == 0, "socketpair");
   sockaddr nobody{};
@@ -80,6 +82,8 @@ int main() {
   passes(self, self, "once more");
   same("forsaken's peer", own + "-goes", unix_name_of(forsaken, true));
   check(send(forsaken, "x", 1, 0) < 0 && errno == ECONNREFUSED, "nobody refused: errno %d", errno);
+  same("anew", "anew", receive(anew).data);
+  passes(follows, anew, "anew again");
   same("one way", "one way", receive(pair[1]).data);
   passes(pair[0], pair[1], "one way again");
   same("no way back", "-", unix_name_of(pair[1], true));

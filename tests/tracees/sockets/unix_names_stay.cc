@@ -71,6 +71,18 @@ int main() {
   // A listener that is no more, whose name its connection still shows.
   Server former(SOCK_STREAM, own + "-former", "");
   close(former.listener);
+  // Clients that haven't noticed that their server's ends are closed, and one that went itself,
+  // whose name somebody else has by now.
+  const std::string left = own + "-left", again = own + "-again";
+  const int listener = unix_listener(SOCK_STREAM, left);
+  Pair forsaken[] = {unix_pair(listener, SOCK_STREAM, left),
+                     unix_pair(listener, SOCK_STREAM, left)};
+  for (Pair& pair : forsaken)
+    need(send(pair.server, "last", 4, 0) == 4, "send"), close(pair.server);
+  Pair goes = unix_pair(listener, SOCK_STREAM, left, again);
+  need(send(goes.client, "went", 4, 0) == 4, "send");
+  close(goes.client);
+  const int has_it_now = unix_socket(SOCK_STREAM, again);
   const int bound = unix_socket(SOCK_STREAM, "late");  // Listens only after the move.
   need(chmod(plain.c_str(), 0640) == 0, "chmod");
   struct stat before {};
@@ -82,6 +94,17 @@ int main() {
   for (Server& server : servers) server.check_all();
   same("former listener's name", own + "-former", unix_name_of(former.first.server));
   same("peer's name", own + "-former", unix_name_of(former.first.client, true));
+  for (const Pair& pair : forsaken) {
+    same("a closed end's name", left, unix_name_of(pair.client, true));
+    same("its last words", "last", receive(pair.client).data);
+    same("the end", 0, receive(pair.client).bytes);
+  }
+  same("accepted by", left, unix_name_of(goes.server));
+  same("who went", again, unix_name_of(goes.server, true));
+  same("who is called so now", again, unix_name_of(has_it_now));
+  same("its last words", "went", receive(goes.server).data);
+  const Pair fresh = unix_pair(listener, SOCK_STREAM, left);
+  passes(fresh.client, fresh.server, "fresh");
   same("name is free", 0, taken(SOCK_STREAM, own + "-former"));
   same("name is held", EADDRINUSE, taken(SOCK_STREAM, own + "-s"));
   same("client's name is held", EADDRINUSE, taken(SOCK_STREAM, own + "-client"));
