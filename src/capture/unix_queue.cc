@@ -82,7 +82,13 @@ class Queue {
   Queue& operator=(Queue&&) = delete;
   ~Queue() { (void)put_back(); }
 
-  Result<void> put_back() { return set(before_); }
+  // Insisted on: the offset is the program's.
+  Result<void> put_back() {
+    Result<void> done = set(before_);
+    for (int attempt = 1; !done.ok() && attempt < put_back_attempts_max; ++attempt)
+      done = set(before_);
+    return done;
+  }
 
   // Of `bytes` at `offset` that one look brings together: how many are in front of the last piece.
   Result<std::size_t> bytes_before_last_piece(int offset, std::size_t bytes) {
@@ -124,7 +130,7 @@ class Queue {
   }
 
  private:
-  static constexpr int moved = -2;
+  static constexpr int moved = -2, put_back_attempts_max = 5;
   // In the first page there is never any memory.
   static void* nowhere() { return reinterpret_cast<void*>(8); }
   Queue(int socket, int before) : socket_(socket), before_(before), now_(before) {}
