@@ -236,17 +236,22 @@ std::string FileTable::Holder::name_of(int fd) const {
 Result<void> FileTable::describe_sockets(std::vector<UniqueFd>& in_flight) {
   const pid_t self = ::getpid();
   UniqueFd pidfd = TRY(sys::open_pidfd(self));
-  auto describe_own = [&](UniqueFd fd) -> Result<std::uint32_t> {
+  auto describe = [&](UniqueFd fd) -> Result<std::uint32_t> {
     const sys::FdInfo info = TRY(sys::read_fdinfo(self, fd.get()));
     const std::uint32_t id = TRY(open_file({self, 0, pidfd.get()}, fd.get(), info));
     in_flight.push_back(std::move(fd));
     return id;
   };
-  return sockets_.describe(tree_.connections, describe_own, capsule_);
+  auto pid_inside = [this](pid_t node_pid) {
+    auto pid = pids_.find(node_pid);
+    return pid == pids_.end() ? 0 : pid->second;
+  };
+  return sockets_.describe(tree_.connections, {describe, pid_inside}, capsule_);
 }
 
 Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& process) {
   const Holder holder{pid, process.pid(), pidfd};
+  pids_[pid] = process.pid();
   for (int fd : TRY(sys::list_fds(pid))) {
     Result<sys::FdInfo> info = sys::read_fdinfo(pid, fd);
     Result<std::uint32_t> id = info.ok() ? open_file(holder, fd, *info) : info.error();

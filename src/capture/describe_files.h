@@ -67,6 +67,7 @@ class FileTable {
   std::map<std::uint32_t, std::pair<std::uint64_t, std::uint64_t>>
       private_ids_;  // id -> device, inode
   std::map<std::uint32_t, std::string> places_;
+  std::map<pid_t, pid_t> pids_;  // The capsule's number by this node's.
 };
 
 // "(deleted)" taken off the end of what a /proc link reads.

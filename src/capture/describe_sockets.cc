@@ -10,6 +10,7 @@
 #include <set>
 
 #include "capture/describe_unix.h"
+#include "capture/unix_queue.h"
 #include "sys/socket_options.h"
 
 namespace godwit::capture {
@@ -71,6 +72,12 @@ Result<std::uint32_t> SocketTable::add(UniqueFd copy, const struct stat& st,
   return entry.id;
 }
 
+Result<bool> SocketTable::may_carry_descriptors() const {
+  for (const auto& [id, entry] : entries_)
+    if (entry.family == AF_UNIX && TRY(has_unread(entry.copy.get()))) return true;
+  return false;
+}
+
 Result<std::vector<std::string>> SocketTable::reasons(Connections* connections) const {
   std::vector<std::string> reasons;
   std::vector<const SocketEntry*> unixes;
@@ -95,7 +102,7 @@ Result<std::vector<std::string>> SocketTable::reasons(Connections* connections) 
 
 // What comes along as a message of a Unix socket may be a socket again: so these are all known
 // before the others are held.
-Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd& describe_own,
+Result<void> SocketTable::describe(Connections* connections, const Inside& inside,
                                    image::Capsule& capsule) {
   std::map<std::uint32_t, image::Socket> described;
   for (bool more = true; more;) {
@@ -106,7 +113,7 @@ Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd
     for (const SocketEntry* entry : fresh) {
       image::Socket& out = described[entry->id];
       TRY(describe_common(*entry, out).with(entry->whose));
-      TRY(describe_unix_content(*entry, describe_own, out).with(entry->whose));
+      TRY(read_unix_queue(*entry, inside, out).with(entry->whose));
     }
   }
   std::vector<const SocketEntry*> unixes;
@@ -117,7 +124,7 @@ Result<void> SocketTable::describe(Connections* connections, const DescribeOwnFd
     else
       others.push_back(entry.copy.get());
   }
-  TRY(connect_unix(unixes, described));
+  TRY(connect_unix(unixes, inside, described));
   if (!others.empty() && connections == nullptr)
     return make_error(Errc::refused, "a socket can't move without a network");
   // Before: what holds them shows in their options.

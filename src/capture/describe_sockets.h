@@ -25,8 +25,13 @@ struct SocketEntry {
   int family = 0, type = 0, protocol = 0;
 };
 
-// The id (OpenFile.id) of an open file of which we got a descriptor.
-using DescribeOwnFd = std::function<Result<std::uint32_t>(UniqueFd fd)>;
+// What is known of the tree as a whole.
+struct Inside {
+  // The id (OpenFile.id) of an open file of which we got a descriptor.
+  std::function<Result<std::uint32_t>(UniqueFd fd)> describe;
+  // The capsule's number for one of this node's; 0: no process of the tree has it.
+  std::function<pid_t(pid_t node_pid)> pid;
+};
 
 class SocketTable {
  public:
@@ -35,13 +40,15 @@ class SocketTable {
 
   bool empty() const { return entries_.empty(); }
 
+  // Whether something waits in one of them that may be a message with descriptors.
+  Result<bool> may_carry_descriptors() const;
+
   // Preconditions: the tree stands still, and all of its sockets were added. `connections` may be
   // null: then there is no network, and only Unix sockets can be described.
   // Which of them can't move, in words.
   Result<std::vector<std::string>> reasons(Connections* connections) const;
-  // Sockets that come along as messages (SCM_RIGHTS) are added meanwhile, by `describe_own`.
-  Result<void> describe(Connections* connections, const DescribeOwnFd& describe_own,
-                        image::Capsule& capsule);
+  // Sockets that come along as messages (SCM_RIGHTS) are added meanwhile, by `inside`.
+  Result<void> describe(Connections* connections, const Inside& inside, image::Capsule& capsule);
 
  private:
   // In the order of their ids; stable addresses, since description adds more.

@@ -90,6 +90,8 @@ void rename_ids(image::Capsule& image, const std::map<std::uint32_t, std::uint32
   };
   for (image::OpenFile& file : *image.mutable_files())
     if (file.has_ref()) rename(*file.mutable_ref());
+  for (image::Socket& socket : *image.mutable_sockets())
+    if (socket.unix_end().has_node()) rename(*socket.mutable_unix_end()->mutable_node());
   for (image::Process& process : *image.mutable_processes()) {
     for (image::FileRef& ref : *process.mutable_mm()->mutable_mapped()) rename(ref);
     for (image::Vma& vma : *process.mutable_mm()->mutable_vmas())
@@ -118,10 +120,13 @@ CapsuleFiles::Known& CapsuleFiles::know(const Key& key, const struct stat& st) {
   return known;
 }
 
-Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& node_pids) {
+Result<void> CapsuleFiles::adopt_captured(image::Capsule& image, const PidMap& node_pids,
+                                          const Places& places) {
   std::map<std::uint32_t, std::uint32_t> new_ids;
   for (image::PrivateFile& file : *image.mutable_private_files()) {
     std::string way = way_to(image, file, root_, node_pids);
+    if (auto place = places.find(file.id()); way.empty() && place != places.end())
+      way = place->second;
     if (way.empty())
       return make_error(Errc::internal, "private file {} ({}) is held by nothing", file.id(),
                         file.path());
@@ -236,6 +241,8 @@ Result<void> CapsuleFiles::claim_named(image::Capsule& image) {
   };
   for (image::OpenFile& file : *image.mutable_files())
     if (file.has_ref()) TRY(claim(*file.mutable_ref()));
+  for (image::Socket& socket : *image.mutable_sockets())
+    if (socket.unix_end().has_node()) TRY(claim(*socket.mutable_unix_end()->mutable_node()));
   for (image::Process& process : *image.mutable_processes())
     for (image::FileRef& ref : *process.mutable_mm()->mutable_mapped()) TRY(claim(ref));
   return {};
@@ -291,11 +298,12 @@ void CapsuleFiles::part_from_former(image::Capsule& image) {
 }
 
 Result<std::map<std::uint32_t, bool>> CapsuleFiles::collect(image::Capsule& image,
-                                                            const PidMap& node_pids) {
+                                                            const PidMap& node_pids,
+                                                            const Places& places) {
   ++generation_;
   in_image_.clear();
   open_by_id_.clear();
-  TRY(adopt_captured(image, node_pids));
+  TRY(adopt_captured(image, node_pids, places));
   for (const char* tree : {"/tmp", "/dev/shm"}) {
     UniqueFd dir(::open((root_ + tree).c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!dir.valid()) return os_error(fmt::format("open({}{})", root_, tree));

@@ -25,6 +25,7 @@
 namespace godwit::migrate {
 
 using PidMap = std::map<std::int32_t, std::int32_t>;  // Pid in the capsule -> pid on this node.
+using Places = std::map<std::uint32_t, std::string>;  // Where a private file is opened, by id.
 
 // Bit that tells the content space of a private file from that of a process (docs/ENGINE.md).
 inline constexpr std::uint32_t file_space_bit = 0x8000'0000;
@@ -37,10 +38,13 @@ class CapsuleFiles {
   // `root`: where the capsule's "/" is reached from here ("/proc/PID/root").
   explicit CapsuleFiles(std::string root) : root_(std::move(root)) {}
 
-  // Completes image.private_files and renames ids, so that an object has the same id in every
-  // image. The answer: ids whose content has not changed since the collection before; they need no
-  // round. ENOENT: the program removed a file since it was described; describe again.
-  Result<std::map<std::uint32_t, bool>> collect(image::Capsule& image, const PidMap& node_pids);
+  // `places`: by the ids of the image, for those that no process has open or mapped; they are on
+  // their way in messages. Completes image.private_files and renames ids, so that an object has the
+  // same id in every image. The answer: ids whose content has not changed since the collection
+  // before; they need no round. ENOENT: the program removed a file since it was described; describe
+  // again.
+  Result<std::map<std::uint32_t, bool>> collect(image::Capsule& image, const PidMap& node_pids,
+                                                const Places& places = {});
 
   // The content, O_RDONLY. Of an id of the last collection.
   Result<UniqueFd> open(std::uint32_t id) const;
@@ -58,7 +62,7 @@ class CapsuleFiles {
     bool unchanged = false;
   };
 
-  Result<void> adopt_captured(image::Capsule& image, const PidMap& node_pids);
+  Result<void> adopt_captured(image::Capsule& image, const PidMap& node_pids, const Places& places);
   Result<void> walk(image::Capsule& image, int dir, const std::string& path, int depth);
   Result<void> add_entry(image::Capsule& image, int dir, const std::string& path,
                          const std::string& name, int depth);

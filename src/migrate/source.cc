@@ -89,7 +89,7 @@ class Source {
   void relay_goes_on();
 
   Result<std::vector<std::string>> send_prepare(image::Capsule image);
-  Result<void> survey(image::Capsule& image, const PidMap& node_pids);
+  Result<void> survey(image::Capsule& image, const PidMap& node_pids, const Places& places = {});
   Result<void> add_spaces(const image::Capsule& image, const PidMap& node_pids);
   Result<void> follow_changes();
   Result<memory::RoundStats> send_round(memory::RoundKind kind, std::int64_t ack_timeout_ms,
@@ -305,9 +305,9 @@ Result<void> Source::add_spaces(const image::Capsule& image, const PidMap& node_
 }
 
 // Completes a description: private files, and which files of the target must be the same.
-Result<void> Source::survey(image::Capsule& image, const PidMap& node_pids) {
+Result<void> Source::survey(image::Capsule& image, const PidMap& node_pids, const Places& places) {
   *image.mutable_spec() = shell_->spec();
-  std::map<std::uint32_t, bool> unchanged = TRY(files_->collect(image, node_pids));
+  std::map<std::uint32_t, bool> unchanged = TRY(files_->collect(image, node_pids, places));
   std::erase_if(sent_files_, [&](std::uint32_t id) { return !unchanged.contains(id); });
   std::vector<std::string> reasons;
   TRY(identity_->identify(image, reasons));
@@ -526,7 +526,7 @@ Result<void> Source::copy_frozen(capture::FrozenTree& tree, bool postcopy) {
   for (const capture::FrozenProcess& process : tree.processes())
     node_pids[process.pid_inside] = process.pid;
   reporter_.phase("survey");
-  TRY(survey(final, node_pids));
+  TRY(survey(final, node_pids, tree.private_file_places()));
   TRY(identity_->flush_shared(final));
   std::vector<std::string> reasons =
       TRY(drop_unknown_registers(tree, order_.cpu_features(), target_features_, final));

@@ -13,6 +13,7 @@
 
 #include "base/io.h"
 #include "restore/objects.h"
+#include "sys/namespaces.h"
 
 namespace godwit::restore {
 namespace {
@@ -124,12 +125,12 @@ Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file, const image::C
   }
 }
 
-Result<UniqueFd> OpenFiles::open_socket(const image::OpenFile& file,
-                                        const image::Capsule& capsule) {
+Result<UniqueFd> OpenFiles::open_socket(const image::OpenFile& file, const image::Capsule& capsule,
+                                        const UnixSockets& unix_sockets) {
   for (const image::Socket& socket : capsule.sockets()) {
     if (socket.id() != file.socket()) continue;
-    if (socket.family() == AF_UNIX) return make_error(Errc::unsupported, "a Unix socket");
-    UniqueFd made = TRY(source_.socket(socket));
+    UniqueFd made =
+        TRY(socket.family() == AF_UNIX ? unix_sockets.open(socket.id()) : source_.socket(socket));
     if (fchown(made.get(), socket.uid(), socket.gid()) != 0) return os_error("fchown");
     TRY(set_flags(made.get(), static_cast<int>(file.flags())));
     return made;
@@ -137,9 +138,14 @@ Result<UniqueFd> OpenFiles::open_socket(const image::OpenFile& file,
   return make_error(Errc::invalid, "the image has no socket {}", file.socket());
 }
 
-Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t frozen_ns) {
+Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t frozen_ns,
+                                 const FindSkeleton& skeletons, Notes& notes) {
   opened_.clear();
   TRY(pipes_.make_all(capsule));
+  const UniqueFd netns = TRY(sys::open_namespace(source_.init_pid(), "net"));
+  SocketMakers makers(skeletons, notes);
+  UnixSockets unix_sockets(root_fd_, netns.get(), files_, makers, capsule);
+  TRY(unix_sockets.make_all());
   for (const image::OpenFile& f : capsule.files()) {
     if (is_controlling_tty(f)) continue;  // Only the process itself can open it.
     if (is_kernel_object(f)) {
@@ -149,13 +155,13 @@ Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t fro
       continue;
     }
     if (f.kind() == image::OpenFile::SOCKET) {
-      opened_[f.id()] = TRY(open_socket(f, capsule).with(describe(f)));
+      opened_[f.id()] = TRY(open_socket(f, capsule, unix_sockets).with(describe(f)));
       continue;
     }
     opened_[f.id()] = TRY(open_one(f, capsule.spec()).with(describe(f)));
   }
   pipes_.close_all();
-  return {};
+  return unix_sockets.finish_all(opened_, notes);
 }
 
 // The channel stands at a number that the program doesn't use: not above its highest, which may be

@@ -12,12 +12,13 @@
 #include "restore/private_files.h"
 #include "restore/skeleton.h"
 #include "restore/skeleton_source.h"
+#include "restore/unix_sockets.h"
 
 namespace godwit::restore {
 
 class OpenFiles {
  public:
-  OpenFiles(SkeletonSource& source, int root_fd, const PrivateFiles& files)
+  OpenFiles(SkeletonSource& source, int root_fd, PrivateFiles& files)
       : source_(source), root_fd_(root_fd), files_(files), pipes_(files) {}
 
   // The file of a mapping or an executable.
@@ -26,7 +27,9 @@ class OpenFiles {
   // Opens every description of the image. May be called when the content of private files isn't
   // there yet.
   // `frozen_ns`: how long ago its times were read.
-  Result<void> open_all(const image::Capsule& capsule, std::int64_t frozen_ns);
+  // `skeletons`: of the whole image.
+  Result<void> open_all(const image::Capsule& capsule, std::int64_t frozen_ns,
+                        const FindSkeleton& skeletons, Notes& notes);
   // Puts the descriptors of a process at their numbers; everything else but the channel is closed.
   Result<void> install(Skeleton& skeleton, const image::Process& process,
                        const image::Capsule& capsule);
@@ -41,7 +44,8 @@ class OpenFiles {
 
  private:
   Result<UniqueFd> open_one(const image::OpenFile& file, const image::CapsuleSpec& spec);
-  Result<UniqueFd> open_socket(const image::OpenFile& file, const image::Capsule& capsule);
+  Result<UniqueFd> open_socket(const image::OpenFile& file, const image::Capsule& capsule,
+                               const UnixSockets& unix_sockets);
   Result<void> add_watches(Skeleton& skeleton, const image::Process& process,
                            const image::Capsule& capsule);
   Result<void> at_terminal(Skeleton& skeleton, unsigned long request, const char* name,
@@ -51,9 +55,9 @@ class OpenFiles {
 
   SkeletonSource& source_;
   int root_fd_;
-  const PrivateFiles& files_;
+  PrivateFiles& files_;
   Pipes pipes_;
-  std::map<std::uint32_t, UniqueFd> opened_;  // By OpenFile id.
+  OpenedFiles opened_;
 };
 
 }  // namespace godwit::restore

@@ -310,6 +310,24 @@ Result<void> PrivateFiles::finish_one(const Entry& entry, const image::PrivateFi
   return {};
 }
 
+// The directory's times change by that, so they are set again.
+Result<void> PrivateFiles::replace_socket(std::uint32_t id, int from_dir,
+                                          const std::string& from_name) {
+  auto found = entries_.find(id);
+  if (found == entries_.end() || !S_ISSOCK(found->second.file.mode()) || found->second.at.empty())
+    return make_error(Errc::invalid, "private file {} is no node of a socket", id);
+  Entry& entry = found->second;
+  Place place = TRY(place_of(root_fd_, entry.at));
+  if (::renameat(from_dir, from_name.c_str(), place.parent.get(), place.leaf.c_str()) != 0)
+    return os_error(fmt::format("renameat({})", entry.at));
+  entry.fd = TRY(open2(place.parent.get(), place.leaf, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH));
+  TRY(finish_one(entry, entry.file).with(entry.at));
+  const std::string parent = entry.at.substr(0, entry.at.rfind('/'));
+  for (const auto& [other_id, other] : entries_)
+    if (other.at == parent) return finish_one(other, other.file);
+  return {};
+}
+
 Result<int> PrivateFiles::content_fd(std::uint32_t id) const {
   auto entry = entries_.find(id);
   if (entry == entries_.end())

@@ -25,6 +25,9 @@ class PrivateFiles {
   Result<void> sync(const image::Capsule& capsule);
   Result<void> finish(const image::Capsule& capsule);
 
+  // Another inode takes the place of a socket's node. Preconditions: finish was called.
+  Result<void> replace_socket(std::uint32_t id, int from_dir, const std::string& from_name);
+
   // O_RDWR; regular files only. Borrowed.
   Result<int> content_fd(std::uint32_t id) const;
   // A new open file description.

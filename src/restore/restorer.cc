@@ -385,7 +385,12 @@ Result<void> Restorer::finish(const image::Capsule& final, std::int64_t frozen_n
   // by this node's clock a sleep would seem to end early. Less than 0: not there yet.
   frozen_ns = godwit::monotonic_ns() + m.monotonic_delta_ns - final.clocks().monotonic_ns();
   TRY(m.private_files.finish(final));
-  TRY(m.files.open_all(final, frozen_ns));
+  auto skeletons = [&m](pid_t pid) -> Skeleton* {
+    for (const auto& process : m.processes)
+      if (pid == 0 || process->skeleton.pid() == pid) return &process->skeleton;
+    return nullptr;
+  };
+  TRY(m.files.open_all(final, frozen_ns, skeletons, m.notes));
   // Children first: while they come to stand as a signal has stopped them, their parents ignore it.
   for (auto p = final.processes().rbegin(); p != final.processes().rend(); ++p)
     TRY(m.finish_process(*TRY(m.find(static_cast<std::uint32_t>(p->pid()))), *p, final, frozen_ns));

@@ -43,8 +43,8 @@ class SkeletonSource {
   // The same of a capsule with a terminal; may be called before everything else about stdio.
   virtual Result<UniqueFd> terminal() = 0;
 
-  // A socket that isn't of AF_UNIX, in the capsule's network, with its connection and what waits in it.
-  // Nothing comes in or goes out yet.
+  // A socket that isn't of AF_UNIX, in the capsule's network, with its connection and what waits in
+  // it. Nothing comes in or goes out yet.
   virtual Result<UniqueFd> socket(const image::Socket& socket) = 0;
 
   // Traffic flows again; just before the program does.

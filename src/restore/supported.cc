@@ -7,9 +7,13 @@
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/auxv.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/user.h>
 
 #include <cstring>
+#include <map>
+#include <set>
 
 #include "sys/kernel_features.h"
 #include "sys/protection_keys.h"
@@ -158,6 +162,74 @@ void check_process(const image::Process& p, bool final, std::vector<std::string>
   }
 }
 
+bool is_unix_name(const std::string& name) {
+  sa_family_t family = AF_UNSPEC;
+  if (name.size() < sizeof family) return name.empty();
+  std::memcpy(&family, name.data(), sizeof family);
+  // One that fills all of sun_path is told with a NUL behind it.
+  return family == AF_UNIX && name.size() <= sizeof(sockaddr_un) + 1;
+}
+
+// Who is connected to whom must be as sockets can be; see restore/unix_sockets.cc.
+class UnixSocketCheck {
+ public:
+  UnixSocketCheck(const image::Capsule& capsule, std::vector<std::string>& reasons)
+      : reasons_(reasons) {
+    for (const image::OpenFile& file : capsule.files()) files_.insert(file.id());
+    for (const image::Socket& socket : capsule.sockets()) {
+      if (!sockets_.emplace(socket.id(), &socket).second) bad(socket, "another has its number");
+    }
+  }
+
+  void check(const image::Socket& socket) {
+    const image::UnixSocket& end = socket.unix_end();
+    const bool datagrams = socket.type() == SOCK_DGRAM;
+    if (!datagrams && socket.type() != SOCK_STREAM && socket.type() != SOCK_SEQPACKET)
+      bad(socket, "an unknown type");
+    if (!is_unix_name(socket.local()) || !is_unix_name(socket.peer())) bad(socket, "a name");
+    if ((end.peer() != 0) + end.peer_gone() + end.peer_outside() + (end.accepted_of() != 0) > 1 ||
+        (end.peer_outside() && !datagrams) || (end.accepted_of() != 0 && datagrams) ||
+        (socket.listening() && (datagrams || end.peer() != 0 || end.peer_gone())))
+      bad(socket, "several kinds of connection");
+    const image::Socket* peer = find(socket, end.peer());
+    if (peer != nullptr && !datagrams &&
+        (peer == &socket || peer->unix_end().peer() != socket.id() || peer->listening()))
+      bad(socket, "a peer that is connected to somebody else");
+    if (const image::Socket* listener = find(socket, end.accepted_of());
+        listener != nullptr && !listener->listening())
+      bad(socket, "waits to be accepted where nobody listens");
+    for (const image::Message& message : socket.queue()) check(socket, message);
+  }
+
+ private:
+  static constexpr int descriptors_max = 253;  // SCM_MAX_FD
+
+  void check(const image::Socket& socket, const image::Message& message) {
+    if (!is_unix_name(message.from())) bad(socket, "a message from a name");
+    if (message.files_size() > descriptors_max) bad(socket, "a message with too many descriptors");
+    for (std::uint32_t file : message.files())
+      if (!files_.contains(file)) bad(socket, "a message with an open file that isn't there");
+  }
+
+  const image::Socket* find(const image::Socket& socket, std::uint32_t id) {
+    if (id == 0) return nullptr;
+    auto found = sockets_.find(id);
+    if (found != sockets_.end() && found->second->family() == AF_UNIX &&
+        found->second->type() == socket.type())
+      return found->second;
+    bad(socket, "a peer that isn't there");
+    return nullptr;
+  }
+
+  void bad(const image::Socket& socket, const char* what) {
+    reasons_.push_back(fmt::format("Unix socket {}: {}", socket.id(), what));
+  }
+
+  std::vector<std::string>& reasons_;
+  std::set<std::uint32_t> files_;
+  std::map<std::uint32_t, const image::Socket*> sockets_;
+};
+
 }  // namespace
 
 std::vector<std::string> reasons_against(const image::Capsule& capsule, bool final) {
@@ -171,6 +243,9 @@ std::vector<std::string> reasons_against(const image::Capsule& capsule, bool fin
   for (const image::Zombie& z : capsule.zombies())
     if ((z.wait_status() & ~0xffff) != 0 || (z.wait_status() & 0x7f) > SIGRTMAX)
       reasons.push_back(fmt::format("zombie {}: wait status {:#x}", z.pid(), z.wait_status()));
+  UnixSocketCheck unix_sockets(capsule, reasons);
+  for (const image::Socket& socket : capsule.sockets())
+    if (socket.family() == AF_UNIX) unix_sockets.check(socket);
   for (const std::string& feature :
        sys::kernel_feature_names(kernel_needs(capsule) & ~sys::kernel_features()))
     reasons.push_back("the program uses what this kernel lacks: " + feature);

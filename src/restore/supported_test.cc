@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/auxv.h>
+#include <sys/socket.h>
 #include <sys/user.h>
 
 #include "sys/kernel_features.h"
@@ -58,6 +59,37 @@ TEST(Supported, WhatOnlyNewerKernelsHaveIsRefusedByNameWhereItIsMissing) {
   ASSERT_EQ(reasons.size(), missing.size());
   for (std::size_t i = 0; i < missing.size(); ++i)
     EXPECT_NE(reasons[i].find(missing[i]), std::string::npos) << reasons[i];
+}
+
+image::Socket& add_unix_socket(image::Capsule& capsule, int type) {
+  image::Socket& socket = *capsule.add_sockets();
+  socket.set_id(static_cast<std::uint32_t>(capsule.sockets_size()));
+  socket.set_family(AF_UNIX), socket.set_type(static_cast<std::uint32_t>(type));
+  return socket;
+}
+
+TEST(Supported, UnixSocketsThatCantBeConnectedSoAreRefused) {
+  using Change = void (*)(image::Capsule&);
+  const Change changes[] = {
+      [](image::Capsule& c) { c.mutable_sockets(0)->mutable_unix_end()->set_peer(9); },
+      [](image::Capsule& c) { c.mutable_sockets(0)->mutable_unix_end()->set_peer(1); },
+      [](image::Capsule& c) { c.mutable_sockets(0)->mutable_unix_end()->set_accepted_of(2); },
+      [](image::Capsule& c) { c.mutable_sockets(0)->set_type(SOCK_DGRAM); },
+      [](image::Capsule& c) { c.mutable_sockets(1)->set_id(1); },
+      [](image::Capsule& c) { c.mutable_sockets(0)->add_queue()->add_files(9); },
+      [](image::Capsule& c) { c.mutable_sockets(0)->set_local(std::string(300, 'x')); },
+      [](image::Capsule& c) { c.mutable_sockets(0)->set_listening(true); },
+      [](image::Capsule& c) { c.mutable_sockets(0)->mutable_unix_end()->set_peer_outside(true); },
+  };
+  image::Capsule capsule = with_alternate_stack(1 << 20, 2048);
+  add_unix_socket(capsule, SOCK_STREAM).mutable_unix_end()->set_peer(2);
+  add_unix_socket(capsule, SOCK_STREAM).mutable_unix_end()->set_peer(1);
+  EXPECT_TRUE(reasons_against(capsule, true).empty());
+  for (std::size_t i = 0; i < std::size(changes); ++i) {
+    image::Capsule changed = capsule;
+    changes[i](changed);
+    EXPECT_FALSE(reasons_against(changed, true).empty()) << "change " << i;
+  }
 }
 
 }  // namespace

@@ -24,7 +24,7 @@
 namespace godwit::sys {
 namespace {
 
-constexpr int so_buf_lock = 72, so_rcvmark = 75, so_passrights = 83;
+constexpr int so_buf_lock = 72, so_rcvmark = 75, so_passpidfd = 76, so_passrights = 83, so_inq = 84;
 constexpr std::size_t value_bytes_max = 64;
 
 struct Known {
@@ -61,7 +61,9 @@ constexpr Known known[] = {
     {SOL_SOCKET, SO_MAX_PACING_RATE},
     {SOL_SOCKET, SO_ZEROCOPY},
     {SOL_SOCKET, so_rcvmark},
+    {SOL_SOCKET, so_passpidfd},
     {SOL_SOCKET, so_passrights},
+    {SOL_SOCKET, so_inq},
     {SOL_SOCKET, SO_SNDBUF},
     {SOL_SOCKET, SO_RCVBUF},
     {SOL_SOCKET, so_buf_lock},
@@ -176,16 +178,22 @@ Result<void> attach_filter(int socket, const std::string& filter) {
   return {};
 }
 
+Result<int> own_option(int socket, int name) {
+  int value = 0;
+  socklen_t bytes = sizeof value;
+  if (::getsockopt(socket, SOL_SOCKET, name, &value, &bytes) != 0)
+    return os_error(fmt::format("getsockopt(SOL_SOCKET, {})", name));
+  return value;
+}
+
 }  // namespace
 
 Result<std::vector<SocketOption>> socket_options(int socket) {
   std::vector<SocketOption> out;
-  int type = 0;
-  socklen_t bytes = sizeof type;
-  if (::getsockopt(socket, SOL_SOCKET, SO_TYPE, &type, &bytes) != 0)
-    return os_error("getsockopt(SO_TYPE)");
+  const int family = TRY(own_option(socket, SO_DOMAIN)), type = TRY(own_option(socket, SO_TYPE));
   TRY(read_filter(socket, out));  // First: SO_LOCK_FILTER comes after it.
   for (const Known& option : known) {
+    if (family == AF_UNIX && option.level != SOL_SOCKET) continue;  // It is a matter of calls.
     if (type == SOCK_STREAM && is_of_multicast(option)) continue;
     std::string value = TRY(read_option(socket, option));
     if (!value.empty()) out.push_back({option.level, option.name, std::move(value)});
