@@ -13,6 +13,7 @@ namespace godwit::sockets {
 namespace {
 
 constexpr std::size_t datagram_bytes_max = 64 * 1024;
+constexpr int errors_max = 4;
 
 Result<void> set_peek_offset(int socket, int offset) {
   if (::setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset) != 0)
@@ -68,13 +69,16 @@ Result<void> describe_datagrams(int socket, image::Socket& out) {
   TRY(set_peek_offset(socket, 0));
   Result<void> done;
   std::string data(datagram_bytes_max, '\0');
+  int errors_taken = 0;
   while (done.ok()) {
     sockaddr_storage from{};
     socklen_t from_bytes = sizeof from;
     const ssize_t n = ::recvfrom(socket, data.data(), data.size(), MSG_PEEK | MSG_DONTWAIT,
                                  reinterpret_cast<sockaddr*>(&from), &from_bytes);
     if (n < 0 && errno == EAGAIN) break;
-    if (n < 0) {  // An error that waits for the program, as ECONNREFUSED, is taken by this look.
+    // An answer to what it has sent (ECONNREFUSED...) waits in front, once; this look takes it.
+    if (n < 0 && ++errors_taken <= errors_max) continue;
+    if (n < 0) {
       done = os_error("recvfrom(MSG_PEEK)");
       break;
     }

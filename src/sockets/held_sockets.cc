@@ -257,6 +257,7 @@ Result<void> let_go(int socket, int reuse_address) {
   const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
   if (state == listening || !TRY(sys::in_tcp_repair(socket))) return {};
   TRY(sys::set_tcp_repair(socket, sys::TcpRepair::off));
+  TRY(sys::send_what_waits(socket));
   if (::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &reuse_address, sizeof reuse_address) != 0)
     return os_error("setsockopt(SO_REUSEADDR)");
   return {};

@@ -113,6 +113,13 @@ Result<void> update_tcp_segment_size(int socket) {
   return {};
 }
 
+// Setting this option looks at the queue, whatever it was before.
+Result<void> send_what_waits(int socket) {
+  const int before = TRY(int_tcp_option(socket, TCP_NODELAY));
+  TRY(set_int_tcp_option(socket, TCP_NODELAY, 1));
+  return before == 1 ? Result<void>{} : set_int_tcp_option(socket, TCP_NODELAY, before);
+}
+
 namespace {
 
 // A filter sees a segment from its header on.
