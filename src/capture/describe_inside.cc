@@ -396,8 +396,9 @@ Result<Queues> read_queues(const FrozenProcess& process) {
 }
 
 // Timers run on while the program is frozen. One that expires between the look at the queues and
-// the look at the timers would be in neither: then both are looked at again. That ends, since what
-// is queued once isn't queued a second time before the program takes it.
+// the look at the timers would be in neither, and so would one whose signal the thread has taken
+// meanwhile, which shows in its registers: then both are looked at again. That ends, since what is
+// queued once isn't queued a second time before the program takes it.
 constexpr int looks_max = 16;
 
 // A periodic timer of processor time that is due, but whose tick hasn't come, shows no time left;
@@ -432,9 +433,11 @@ Result<void> describe_process(FrozenProcess& process, sys::RemoteProcess& remote
   for (int look = 1;; ++look) {
     sys::RemoteBatch batch(remote);
     ProcessQuestions questions(batch, timers);
-    TRY(remote.run(process.threads.front(), batch));
+    FrozenThread& first = process.threads.front();
+    const sys::Regs before = first.regs;
+    TRY(remote.run(first, batch));
     Queues now = TRY(read_queues(process));
-    const bool same = now == queues;
+    const bool same = now == queues && std::memcmp(&before, &first.regs, sizeof before) == 0;
     queues = std::move(now);
     if (!same && look < looks_max) continue;
     TRY(questions.answer(out));

@@ -333,6 +333,26 @@ TEST(Describe, PeriodicTimersAreArmedWheneverTheyAreLookedAt) {
   }
 }
 
+// The signal of a timer can be taken in the middle of a look, which starts the timer again.
+TEST(Describe, PeriodicTimersWhoseSignalIsTakenMeanwhileAreArmed) {
+  SKIP_WITHOUT_TREES();
+  Result<TestTree> tree = TestTree::start_function([](TestTree::Ready ready) {
+    ::signal(SIGALRM, [](int) {});
+    itimerval alarm{{0, 200}, {0, 200}};
+    ::setitimer(ITIMER_REAL, &alarm, nullptr);
+    ready();
+    while (true) ::pause();
+  });
+  ASSERT_TRUE(tree.ok()) << tree.error().what();
+  for (int look = 0; look < 300; ++look) {
+    Result<image::Capsule> capsule = describe(tree->ref());
+    ASSERT_DESCRIBED(capsule);
+    const image::Process& p = capsule->processes(0);
+    ASSERT_EQ(p.itimers_size(), 1) << "look " << look;
+    EXPECT_TRUE(!p.pending().empty() || p.itimers(0).value_us() != 0) << "look " << look;
+  }
+}
+
 constexpr int sleepers_count = 7;
 
 // Three freezes of threads that sleep; `measured`: for how many it was known since when.

@@ -21,6 +21,7 @@ NODES = 2
 # Emulated machines are slower than any limit that would be a limit elsewhere.
 LIMIT_FACTOR = float(os.environ.get("GODWIT_TEST_LIMIT_FACTOR", "1"))
 COMMAND_LIMIT_S = 120 * LIMIT_FACTOR
+LOG_LINES = 60
 
 
 class CommandFailed(Exception):
@@ -63,6 +64,14 @@ class Cluster:
 
     def down(self):
         self.must("local", "down", "--name", self.name)
+
+    def dead_daemons(self):
+        """For each daemon that has ended by itself: its node and what it said last."""
+        status = json.loads(self.must("local", "status", "--name", self.name, "--json").stdout)
+        return [f"the daemon of {node['node']} has ended:\n" +
+                "".join(pathlib.Path(node["log_path"]).read_text(errors="replace")
+                        .splitlines(keepends=True)[-LOG_LINES:])
+                for node in status["nodes"] if not node["daemon_running"]]
 
     def shared_dir(self):
         """The directory that all nodes share, at the same path on each."""
@@ -109,9 +118,12 @@ def fixture_down(godwit, ctest_pid):
         return
     cluster = Cluster(godwit, json.loads(path.read_text())["name"])
     try:
+        dead = cluster.dead_daemons()
         cluster.down()
     finally:
         path.unlink()
+    if dead:
+        raise CommandFailed("\n".join(dead))
 
 
 def keep(godwit, ctest_pid):

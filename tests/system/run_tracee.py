@@ -12,6 +12,7 @@ again in each mode alone, so that the output says which one breaks it. Exit stat
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -172,6 +173,19 @@ def cluster_to_use(godwit):
         cluster.down()
 
 
+def need_its_kind(path):
+    """Not every machine runs programs of 32 bits."""
+    with open(path, "rb") as program:
+        if program.read(5) != b"\x7fELF\x01":
+            return
+    try:
+        subprocess.run([path], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        raise Skipped("this machine runs no programs of 32 bits") from error
+
+
 def run_at_rest(case, options):
     run = Run(case, options)
     try:
@@ -232,6 +246,7 @@ def main():
     try:
         with usable_directory(options.programs, case.program, options.user) as directory:
             options.programs = directory
+            need_its_kind(os.path.join(directory, case.program))
             if options.how == "rest":
                 run_at_rest(case, options)
             else:

@@ -16,6 +16,7 @@ from faults import (SLOW_LINK, USER, Migration, Witness, daemon, expect, kill_ea
                     processes, restart_daemon, wait_until)
 
 OTHER_USER = 1
+CRAWLING_LINK = "20mbit"  # So that a program of 40 MiB is at it for more than 15 s.
 NODE_MEMORY = "384M"
 LISTENING = "0A"  # In /proc/net/tcp.
 
@@ -140,14 +141,18 @@ too_little_memory.cluster_options = ["--memory", NODE_MEMORY]
 
 def memory_ends_during_the_copy(cluster):
     """It grows while it moves: the copy is the victim, not the node's other programs."""
-    cluster.must("local", "bandwidth", SLOW_LINK, "--name", cluster.name)
     filler = Witness(cluster, "n2", mib=220)
     for mode in ["precopy", "hybrid"]:
         witness = Witness(cluster, mib=40)
+        cluster.must("local", "bandwidth", CRAWLING_LINK, "--name", cluster.name)
         migration = Migration(witness, "n2", mode)
         wait_until(lambda w=witness: dict(w.copies()).get("n1") == "migrating" or not migration.running(),
                    "it is at it")
         witness.tell("grow 220")
+        wait_until(witness.told, "it grows")
+        before = witness.lines()  # It doesn't count meanwhile.
+        wait_until(lambda w=witness, n=before: w.lines() > n, "it has grown")
+        cluster.must("local", "bandwidth", SLOW_LINK, "--name", cluster.name)
         text, outcome = migration.result()
         expect(outcome in ("stayed", "refused") and "memory ends" in text, text)
         expect(witness.goes_on() == "n1", "it moved")
