@@ -11,7 +11,9 @@
 // - `rcv_wup` may lie behind a FIN that hasn't come yet in the new socket; it is taken back by one.
 // - A connection that has seen no round trip believes in 3 s. So the last byte that was
 // acknowledged
-//   is written once more, and acknowledged at once by a packet of the peer's that we make.
+//   is written once more, and acknowledged at once by a packet of the peer's that we make. It
+//   echoes the time: bytes that were written in repair mode have none of their own. It has no time
+//   of the peer's, which the kernel takes for one that it doesn't know yet.
 // - Timers of a socket in repair mode run. Where both ends are in the capsule, one that is complete
 // may
 //   send to one that isn't, which must not take it, or to one that isn't there yet, whose place
@@ -120,6 +122,9 @@ Result<void> hear_peer(int socket, int netns, const Endpoints& ends, const image
   segment.sequence = c.receive_seq() - (got_fin(c.state()) ? 1 : 0);
   segment.acknowledged = c.send_seq();  // Of FIN_WAIT2: behind our FIN.
   segment.window = 0;  // Nothing is sent for it; what the window is comes after it.
+  if ((c.options() & TCPI_OPT_TIMESTAMPS) != 0)
+    segment.timestamp_echo =
+        static_cast<std::uint32_t>(TRY(sys::int_tcp_option(socket, TCP_TIMESTAMP)));
   if (got_fin(c.state())) segment.flags |= static_cast<std::uint8_t>(TcpFlag::fin);
   TRY(send_segment(netns, ends, segment));
   const tcp_info info = TRY(sys::read_tcp_info(socket));

@@ -117,16 +117,28 @@ Result<Endpoints> from_peer(const std::string& local, const std::string& peer) {
 }
 
 Result<void> send_segment(int netns, const Endpoints& ends, const Segment& segment) {
+  struct [[gnu::packed]] {
+    std::uint8_t nothing[2] = {TCPOPT_NOP, TCPOPT_NOP};
+    std::uint8_t kind = TCPOPT_TIMESTAMP, bytes = TCPOLEN_TIMESTAMP;
+    std::uint32_t value = 0, echo = 0;
+  } timestamp;
+  static_assert(sizeof timestamp == 12);
+  std::string options;
+  if (segment.timestamp_echo) {
+    timestamp.echo = htonl(*segment.timestamp_echo);
+    options.assign(reinterpret_cast<const char*>(&timestamp), sizeof timestamp);
+  }
   tcphdr header{};
   header.source = port(ends.from), header.dest = port(ends.to);
   header.seq = htonl(segment.sequence), header.ack_seq = htonl(segment.acknowledged);
-  header.doff = sizeof header / 4;
+  header.doff = static_cast<std::uint16_t>((sizeof header + options.size()) / 4) & 0xf;
   header.th_flags = segment.flags;
   header.window = htons(segment.window);
-  std::string payload(reinterpret_cast<const char*>(&header), sizeof header);
-  header.check = checksum(ends, IPPROTO_TCP, payload);
-  payload.assign(reinterpret_cast<const char*>(&header), sizeof header);
-  return send_packet(netns, ends, IPPROTO_TCP, payload);
+  auto whole = [&] {
+    return std::string(reinterpret_cast<const char*>(&header), sizeof header) + options;
+  };
+  header.check = checksum(ends, IPPROTO_TCP, whole());
+  return send_packet(netns, ends, IPPROTO_TCP, whole());
 }
 
 Result<void> send_datagram(int netns, const Endpoints& ends, const std::string& data) {

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -24,6 +25,8 @@ struct Segment {
   std::uint32_t sequence = 0, acknowledged = 0;
   std::uint16_t window = 0;
   std::uint8_t flags = 0;
+  // Echoed, by a peer that doesn't tell its own time (RFC 7323).
+  std::optional<std::uint32_t> timestamp_echo;
 };
 Result<void> send_segment(int netns, const Endpoints& ends, const Segment& segment);
 

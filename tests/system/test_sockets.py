@@ -55,7 +55,7 @@ def send():
         while True:
             link.sendall(block(i))
             i += 1
-            time.sleep(0.002)
+            time.sleep(0.002)  # Polls: a pace that leaves processors to others.
     except OSError as error:
         fail(f"send: {error}")
 def meet():
@@ -70,7 +70,7 @@ def meet():
         if got != b"hello":
             fail(f"short connection {short}: {got}")
         short += 1
-        time.sleep(0.02)
+        time.sleep(0.02)  # Polls, as above.
 for work in (send, meet):
     threading.Thread(target=work, daemon=True).start()
 last = time.time()
