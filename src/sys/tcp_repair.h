@@ -52,8 +52,8 @@ Result<void> update_tcp_segment_size(int socket);
 Result<int> int_tcp_option(int socket, int name);
 Result<void> set_int_tcp_option(int socket, int name, int value);
 
-// Sends what waits to be sent, as far as the peer has room. Leaving repair mode doesn't: it waits for
-// the peer's answer, which may be lost, and then for a timer.
+// Sends what waits to be sent, as far as the peer has room. Leaving repair mode doesn't: it waits
+// for the peer's answer, which may be lost, and then for a timer.
 Result<void> send_what_waits(int socket);
 
 // What comes for it is dropped before TCP sees it, under the socket's lock, until `allow_packets`:
