@@ -11,6 +11,7 @@
 #include "capture/describe_objects.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
@@ -67,6 +68,23 @@ Result<void> describe_timerfd(int copy, image::Timerfd& out) {
     if (monotonic_ns() - began_ns > (periodic ? due_periodic_ns_max : due_once_ns_max)) return {};
   }
 }
+
+Result<void> describe_pidfd(const sys::FdInfo& info, image::OpenFile& file) {
+  if ((info.flags & O_EXCL) != 0)
+    return make_error(Errc::refused, "it is a pidfd of a thread (PIDFD_THREAD), which can't move");
+  const std::string* pids = info.find("NSpid");
+  // The last one is that of the innermost namespace, the capsule's.
+  const std::size_t last = pids == nullptr ? std::string::npos : pids->find_last_of(" \t");
+  const int pid =
+      pids == nullptr ? -1 : std::atoi(pids->c_str() + (last == std::string::npos ? 0 : last + 1));
+  if (pid <= 0)
+    return make_error(Errc::refused,
+                      "it is a pidfd of a process that has ended or is outside of the capsule, "
+                      "which can't move");
+  file.set_pid(pid);
+  return {};
+}
+
 }  // namespace
 
 image::OpenFile::Kind object_kind(const std::string& link) {
@@ -74,6 +92,8 @@ image::OpenFile::Kind object_kind(const std::string& link) {
   if (link == "anon_inode:[timerfd]") return image::OpenFile::TIMERFD;
   if (link == "anon_inode:[signalfd]") return image::OpenFile::SIGNALFD;
   if (link == "anon_inode:[eventpoll]") return image::OpenFile::EPOLL;
+  // Its file system has changed with the kernel.
+  if (link == "anon_inode:[pidfd]" || link.starts_with("pidfd:")) return image::OpenFile::PIDFD;
   return image::OpenFile::REGULAR;
 }
 
@@ -86,6 +106,8 @@ Result<void> describe_object(int copy, const sys::FdInfo& info, image::OpenFile&
     case image::OpenFile::SIGNALFD:
       file.set_signalfd_mask(TRY(number(info, "sigmask", 16)));
       return {};
+    case image::OpenFile::PIDFD:
+      return describe_pidfd(info, file);
     default:
       return {};
   }

@@ -1,4 +1,4 @@
-// Descriptors of things that live in the kernel only: eventfd, timerfd, signalfd, epoll.
+// Descriptors of things that live in the kernel only: eventfd, timerfd, signalfd, epoll, pidfd.
 #pragma once
 
 #include <sys/types.h>

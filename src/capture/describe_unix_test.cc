@@ -79,7 +79,7 @@ Result<std::vector<image::Socket>> describe(const std::vector<const UniqueFd*>& 
   return out;
 }
 
-#define ASSERT_DESCRIBED(sockets) ASSERT_TRUE(sockets.ok()) << sockets.error().what()
+#define ASSERT_SOCKETS(sockets) ASSERT_TRUE(sockets.ok()) << sockets.error().what()
 
 void send_with_file(int fd, const std::string& data) {
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
@@ -142,7 +142,7 @@ TEST(DescribeUnix, QueuesAreToldWithTheirBordersAndStayAsTheyAre) {
     Ends ends(type);
     const std::vector<Piece> sent = send_at_random(random, ends.first.get(), type == SOCK_STREAM);
     Result<std::vector<image::Socket>> sockets = describe({&ends.first, &ends.second});
-    ASSERT_DESCRIBED(sockets);
+    ASSERT_SOCKETS(sockets);
     EXPECT_EQ(pieces_of((*sockets)[1]), sent) << "round " << round;
     EXPECT_EQ((*sockets)[0].queue_size(), 0);
     EXPECT_EQ(peek_offset(ends.second), -1);
@@ -164,7 +164,7 @@ TEST(DescribeUnix, AnOffsetOfTheProgramsOwnIsPutBack) {
     const int offset = 3;
     ASSERT_EQ(::setsockopt(ends.second.get(), SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset), 0);
     Result<std::vector<image::Socket>> sockets = describe({&ends.first, &ends.second});
-    ASSERT_DESCRIBED(sockets);
+    ASSERT_SOCKETS(sockets);
     std::string all;
     for (const Piece& piece : pieces_of((*sockets)[1])) all += piece.data;
     EXPECT_EQ(all, "onetwo");
@@ -175,7 +175,7 @@ TEST(DescribeUnix, AnOffsetOfTheProgramsOwnIsPutBack) {
 TEST(DescribeUnix, PeersFindEachOther) {
   Ends ends(SOCK_STREAM);
   Result<std::vector<image::Socket>> sockets = describe({&ends.first, &ends.second});
-  ASSERT_DESCRIBED(sockets);
+  ASSERT_SOCKETS(sockets);
   EXPECT_EQ((*sockets)[0].unix_end().peer(), (*sockets)[1].id());
   EXPECT_EQ((*sockets)[1].unix_end().peer(), (*sockets)[0].id());
   EXPECT_EQ((*sockets)[0].unix_end().credentials().pid(), 50);
@@ -204,7 +204,7 @@ TEST(DescribeUnix, WhoSendsToAPathOutsideIsConnectedByIt) {
   connect_to(sender, bytes);
   Result<std::vector<image::Socket>> sockets = describe({&sender});
   ::unlink(path.c_str()), ::rmdir(directory);
-  ASSERT_DESCRIBED(sockets);
+  ASSERT_SOCKETS(sockets);
   EXPECT_TRUE((*sockets)[0].unix_end().peer_outside());
   EXPECT_EQ((*sockets)[0].unix_end().peer(), 0u);
 }
@@ -217,7 +217,7 @@ TEST(DescribeUnix, APeerThatIsGoneHasLeftWhatItSent) {
     ASSERT_EQ(::send(reset.second.get(), "unread", 6, 0), 6);
     reset.first.reset();
     Result<std::vector<image::Socket>> sockets = describe({&left.second, &reset.second});
-    ASSERT_DESCRIBED(sockets);
+    ASSERT_SOCKETS(sockets);
     EXPECT_TRUE((*sockets)[0].unix_end().peer_gone());
     EXPECT_FALSE((*sockets)[0].unix_end().reset());
     EXPECT_EQ(pieces_of((*sockets)[0]), (std::vector<Piece>{{"left", false}}));
@@ -236,7 +236,7 @@ TEST(DescribeUnix, WhoWaitsInABacklogHasItsPlaceUnlessItHasSentSomething) {
       second(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   connect_to(first, name), connect_to(second, name);
   Result<std::vector<image::Socket>> sockets = describe({&second, &listener, &first});
-  ASSERT_DESCRIBED(sockets);
+  ASSERT_SOCKETS(sockets);
   EXPECT_EQ((*sockets)[1].backlog(), 7u);
   EXPECT_EQ((*sockets)[0].unix_end().accepted_of(), (*sockets)[1].id());
   EXPECT_EQ((*sockets)[2].unix_end().accepted_of(), (*sockets)[1].id());
@@ -259,7 +259,7 @@ TEST(DescribeUnix, AnAbstractNameIsHeldByTheOneThatWasBoundToIt) {
     if (!listens) listener.reset();
     Result<std::vector<image::Socket>> sockets =
         listens ? describe({&client, &server, &listener}) : describe({&client, &server});
-    ASSERT_DESCRIBED(sockets);
+    ASSERT_SOCKETS(sockets);
     EXPECT_TRUE((*sockets)[0].unix_end().holds_name());
     EXPECT_EQ((*sockets)[1].local(), name);
     EXPECT_FALSE((*sockets)[1].unix_end().holds_name());
@@ -281,7 +281,7 @@ TEST(DescribeUnix, CredentialsComeWhereTheyWereAskedFor) {
   ASSERT_EQ(::setsockopt(ends.second.get(), SOL_SOCKET, SO_PASSCRED, &one, sizeof one), 0);
   ASSERT_EQ(::send(ends.first.get(), "after", 5, 0), 5);
   Result<std::vector<image::Socket>> sockets = describe({&ends.first, &ends.second});
-  ASSERT_DESCRIBED(sockets);
+  ASSERT_SOCKETS(sockets);
   const image::Socket& socket = (*sockets)[1];
   ASSERT_EQ(socket.queue_size(), 2);
   EXPECT_EQ(socket.queue(0).credentials().pid(), 0);
@@ -301,7 +301,7 @@ TEST(DescribeUnix, TakesMicroseconds) {
     const std::int64_t began_ns = monotonic_ns();
     Result<std::vector<image::Socket>> sockets = describe(fds);
     const std::int64_t took_ns = monotonic_ns() - began_ns;
-    ASSERT_DESCRIBED(sockets);
+    ASSERT_SOCKETS(sockets);
     printf("a socket %s: %.1f us\n", queued ? "of a pair, one of which has a message" : "without",
            static_cast<double>(took_ns) / 1e3 / (2 * pairs));
   }

@@ -59,7 +59,6 @@ std::string anonymous_kind(const std::string& link) {
       {"[io_uring]", "an io_uring"},
       {"[perf_event]", "a perf event"},
       {"[userfaultfd]", "a userfaultfd"},
-      {"[pidfd]", "a pidfd"},
       {"inotify", "an inotify instance"},
       {"[fanotify]", "a fanotify group"},
       {"bpf-map", "a BPF map"},
@@ -69,7 +68,6 @@ std::string anonymous_kind(const std::string& link) {
       {"seccomp notify", "a seccomp listener"},
   };
   constexpr std::string_view prefix = "anon_inode:";
-  if (link.starts_with("pidfd:")) return "a pidfd";
   if (link.starts_with("mnt:") || link.starts_with("net:") || link.starts_with("user:") ||
       link.starts_with("pid:") || link.starts_with("uts:") || link.starts_with("ipc:") ||
       link.starts_with("time:") || link.starts_with("cgroup:"))

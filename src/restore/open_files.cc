@@ -14,6 +14,7 @@
 #include "base/io.h"
 #include "restore/objects.h"
 #include "sys/namespaces.h"
+#include "sys/pidfd.h"
 
 namespace godwit::restore {
 namespace {
@@ -125,6 +126,16 @@ Result<UniqueFd> OpenFiles::open_one(const image::OpenFile& file, const image::C
   }
 }
 
+Result<UniqueFd> OpenFiles::open_pidfd(const image::OpenFile& file,
+                                       const FindSkeleton& skeletons) const {
+  const Skeleton* skeleton = file.pid() == 1 ? nullptr : skeletons(file.pid());
+  if (file.pid() != 1 && skeleton == nullptr)
+    return make_error(Errc::refused, "a pidfd of process {}, which has ended", file.pid());
+  UniqueFd fd = TRY(sys::open_pidfd(skeleton ? skeleton->node_pid() : source_.init_pid()));
+  TRY(set_flags(fd.get(), static_cast<int>(file.flags())));
+  return fd;
+}
+
 Result<UniqueFd> OpenFiles::open_socket(const image::OpenFile& file, const image::Capsule& capsule,
                                         const UnixSockets& unix_sockets) {
   for (const image::Socket& socket : capsule.sockets()) {
@@ -152,6 +163,10 @@ Result<void> OpenFiles::open_all(const image::Capsule& capsule, std::int64_t fro
       UniqueFd made = TRY(make_object(f, capsule.clocks(), frozen_ns).with(describe(f)));
       TRY(set_flags(made.get(), static_cast<int>(f.flags())).with(describe(f)));
       opened_[f.id()] = std::move(made);
+      continue;
+    }
+    if (f.kind() == image::OpenFile::PIDFD) {
+      opened_[f.id()] = TRY(open_pidfd(f, skeletons).with(describe(f)));
       continue;
     }
     if (f.kind() == image::OpenFile::SOCKET) {

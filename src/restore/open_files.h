@@ -44,6 +44,7 @@ class OpenFiles {
 
  private:
   Result<UniqueFd> open_one(const image::OpenFile& file, const image::CapsuleSpec& spec);
+  Result<UniqueFd> open_pidfd(const image::OpenFile& file, const FindSkeleton& skeletons) const;
   Result<UniqueFd> open_socket(const image::OpenFile& file, const image::Capsule& capsule,
                                const UnixSockets& unix_sockets);
   Result<void> add_watches(Skeleton& skeleton, const image::Process& process,

@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace godwit::sys {
 namespace {
@@ -133,6 +134,12 @@ bool is_absent(int code) {
   return code == ENOPROTOOPT || code == EOPNOTSUPP || code == EINVAL || code == ENOTCONN;
 }
 
+bool is_known(const SocketOption& option) {
+  return std::any_of(std::begin(known), std::end(known), [&](const Known& one) {
+    return one.level == option.level && one.name == option.name;
+  });
+}
+
 // A stream has these too, as its peer's packets left them, but they can't be set.
 bool is_of_multicast(Known option) {
   if (option.level == IPPROTO_IP)
@@ -220,6 +227,8 @@ Result<void> set_socket_options(int socket, std::span<const SocketOption> option
       TRY(attach_filter(socket, option.value));
       continue;
     }
+    if (!is_known(option))
+      return make_error(Errc::invalid, "socket option ({}, {})", option.level, option.name);
     const Result<std::string> now = read_option(socket, {option.level, option.name});
     if (now.ok() && *now == option.value) continue;
     if (option.level == SOL_SOCKET && (option.name == SO_SNDBUF || option.name == SO_RCVBUF)) {

@@ -11,10 +11,12 @@ import os
 import sys
 import threading
 
-from faults import MODES, Failed, Migration, expect, other, run_tests, wait_until
+from faults import (MODES, Failed, Migration, expect, kill_worker, other, pause, run_tests,
+                    wait_until)
 
 PORT = 5000
 PYTHON = "/usr/bin/python3"
+MOMENTS, LAST_MOMENT_S = 6, 0.15  # Of faults: a move takes about 0.1 s.
 
 SERVER = """
 import socket, sys, threading
@@ -102,6 +104,14 @@ class Program:
         expect(len(found) == 1, f"{self.name}: {found}")
         return found[0]
 
+    def settles(self):
+        """Where it is, once it is one again."""
+        def alone():
+            found = [one for one in json.loads(self.cluster.must("ps", "--json").stdout)
+                     if one["name"] == self.name]
+            return found[0] if len(found) == 1 and found[0]["state"] == "running" else None
+        return wait_until(alone, f"{self.name} settles")
+
     def move(self, mode):
         text, outcome = Migration(self, other(self.where()["node"]), mode).result()
         expect(outcome == "moved", f"{self.name}, {mode}: {text}")
@@ -171,7 +181,27 @@ def both_ends_move_at_once(cluster):
     return f"{len(MODES) * 2} moves of both, longest wait {talk.told()[2]} ms"
 
 
-TESTS = [either_end_moves, both_ends_move_at_once]
+def workers_die(cluster):
+    """Of the server's move, at any moment, on either side: the client sees a pause, at most."""
+    server = start_server(cluster, "n1")
+    talk = Talk(cluster, server.where()["ip"], "n2")
+    outcomes = {}
+    for mode in MODES:
+        for moment in range(MOMENTS):
+            for victim in ("source", "target"):
+                source = server.settles()["node"]
+                migration = Migration(server, other(source), mode)
+                pause(LAST_MOMENT_S * moment / MOMENTS)
+                kill_worker(cluster, source if victim == "source" else other(source))
+                _, outcome = migration.result()
+                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+                server.settles()
+                talk.goes_on()
+    told = ", ".join(f"{count} {outcome or 'unknown'}" for outcome, count in sorted(outcomes.items()))
+    return f"{told}; longest wait {talk.told()[2]} ms"
+
+
+TESTS = [either_end_moves, both_ends_move_at_once, workers_die]
 
 if __name__ == "__main__":
     sys.exit(run_tests(TESTS))
