@@ -30,25 +30,19 @@
 #include <cstring>
 
 #include "sockets/packets.h"
+#include "sockets/tcp_state.h"
 #include "sys/socket_options.h"
 #include "sys/tcp_repair.h"
 
 namespace godwit::sockets {
 namespace {
 
-enum State : std::uint32_t {  // include/net/tcp_states.h
-  established = 1,
-  fin_wait1 = 4,
-  fin_wait2 = 5,
-  close_wait = 8,
-  last_ack = 9,
-  closing = 11,
-};
-
 bool sent_fin(std::uint32_t s) {
-  return s == fin_wait1 || s == fin_wait2 || s == last_ack || s == closing;
+  return s == tcp_fin_wait1 || s == tcp_fin_wait2 || s == tcp_last_ack || s == tcp_closing;
 }
-bool got_fin(std::uint32_t s) { return s == close_wait || s == last_ack || s == closing; }
+bool got_fin(std::uint32_t s) {
+  return s == tcp_close_wait || s == tcp_last_ack || s == tcp_closing;
+}
 
 constexpr int queue_room_bytes = 1 << 20;  // Beside what is put into it.
 
@@ -118,14 +112,13 @@ Result<void> fill_queues(int socket, const image::Socket& image) {
 // of; and perhaps that it has come to its own end.
 Result<void> hear_peer(int socket, int netns, const Endpoints& ends, const image::Connection& c) {
   Segment segment;
-  segment.flags = static_cast<std::uint8_t>(TcpFlag::acknowledge);
   segment.sequence = c.receive_seq() - (got_fin(c.state()) ? 1 : 0);
   segment.acknowledged = c.send_seq();  // Of FIN_WAIT2: behind our FIN.
   segment.window = 0;  // Nothing is sent for it; what the window is comes after it.
   if ((c.options() & TCPI_OPT_TIMESTAMPS) != 0)
     segment.timestamp_echo =
         static_cast<std::uint32_t>(TRY(sys::int_tcp_option(socket, TCP_TIMESTAMP)));
-  if (got_fin(c.state())) segment.flags |= static_cast<std::uint8_t>(TcpFlag::fin);
+  segment.ends = got_fin(c.state());
   TRY(send_segment(netns, ends, segment));
   const tcp_info info = TRY(sys::read_tcp_info(socket));
   if (info.tcpi_state != c.state())
@@ -145,7 +138,7 @@ Result<void> describe_connection(int socket, image::Socket& image) {
   const std::uint32_t unread = TRY(sys::unread_bytes(socket));
   const std::uint32_t end = TRY(sys::tcp_sequence(socket, sys::TcpQueue::send));
   std::uint32_t data = unacknowledged;
-  if (sent_fin(out.state()) && out.state() != fin_wait2) {
+  if (sent_fin(out.state()) && out.state() != tcp_fin_wait2) {
     if (data == 0) return make_error(Errc::internal, "a FIN that was lost");
     --data;
     if (unsent > 0) --unsent;
@@ -175,7 +168,7 @@ Result<void> restore_connection(int socket, int netns, const image::Socket& imag
   const image::Connection& c = image.connection();
   TRY(sys::set_tcp_repair(socket, sys::TcpRepair::on));  // Lets it bind where others are, too.
   TRY(make_room(socket, c));
-  const std::uint32_t first_sent = c.send_seq() - (c.state() == fin_wait2 ? 1 : 0);
+  const std::uint32_t first_sent = c.send_seq() - (c.state() == tcp_fin_wait2 ? 1 : 0);
   const std::uint32_t first_received = c.receive_seq() - (got_fin(c.state()) ? 1 : 0) -
                                        static_cast<std::uint32_t>(c.received().size());
   TRY(sys::set_tcp_sequence(socket, sys::TcpQueue::send, first_sent - 1));

@@ -30,6 +30,7 @@
 #include "base/log.h"
 #include "sockets/connection.h"
 #include "sockets/datagrams.h"
+#include "sockets/tcp_state.h"
 #include "sys/namespaces.h"
 #include "sys/proc.h"
 #include "sys/sock_diag.h"
@@ -37,16 +38,6 @@
 
 namespace godwit::sockets {
 namespace {
-
-enum State : std::uint8_t {  // include/net/tcp_states.h
-  syn_sent = 2,
-  syn_received = 3,
-  fin_wait1 = 4,
-  closed = 7,
-  last_ack = 9,
-  listening = 10,
-  closing = 11,
-};
 
 constexpr std::int64_t drain_us_max = 5'000;
 constexpr timespec drain_look{0, 50'000};
@@ -101,12 +92,12 @@ Result<void> HeldSockets::take(std::span<const int> sockets) {
   for (int socket : sockets) {
     if (!TRY(is_tcp(socket))) continue;
     const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
-    if (state == syn_received) return make_error(Errc::busy, "a connection is just being made");
-    if (state == closed) continue;
+    if (state == tcp_syn_received) return make_error(Errc::busy, "a connection is just being made");
+    if (state == tcp_closed) continue;
     UniqueFd copy = TRY(duplicate(socket));
-    if (state == syn_sent)
+    if (state == tcp_syn_sent)
       connecting_.push_back(std::move(copy));
-    else if (state == listening)
+    else if (state == tcp_listening)
       listeners_.push_back(std::move(copy));
     else
       connections_.push_back({std::move(copy), TRY(socket_number(socket, SO_REUSEADDR))});
@@ -131,13 +122,13 @@ void HeldSockets::drain() const {
 Result<std::string> HeldSockets::what_goes_on() const {
   UniqueFd netns = TRY(sys::open_namespace(init_pid_, "net"));
   sys::SockDiag diag = TRY(sys::SockDiag::open_in(netns.get()));
-  constexpr std::uint32_t states =
-      1U << syn_received | 1U << fin_wait1 | 1U << last_ack | 1U << closing | 1U << listening;
+  constexpr std::uint32_t states = 1U << tcp_syn_received | 1U << tcp_fin_wait1 |
+                                   1U << tcp_last_ack | 1U << tcp_closing | 1U << tcp_listening;
   for (const sys::TcpSocketDiag& socket : TRY(diag.tcp(states))) {
-    if (socket.state == syn_received) return std::string("a connection is just being made");
-    if (socket.state == listening && socket.waiting != 0)
+    if (socket.state == tcp_syn_received) return std::string("a connection is just being made");
+    if (socket.state == tcp_listening && socket.waiting != 0)
       return std::string("a connection waits to be accepted");
-    if (socket.state != listening && socket.inode == 0 && socket.unacknowledged_bytes != 0)
+    if (socket.state != tcp_listening && socket.inode == 0 && socket.unacknowledged_bytes != 0)
       return std::string("a connection that the program has closed has still data to send");
   }
   return std::string();
@@ -164,7 +155,7 @@ Result<void> HeldSockets::check_idle() {
   if (connecting_.empty()) return {};
   UniqueFd netns = TRY(sys::open_namespace(init_pid_, "net"));
   sys::SockDiag diag = TRY(sys::SockDiag::open_in(netns.get()));
-  for (sys::TcpSocketDiag& socket : TRY(diag.tcp(1U << syn_sent)))
+  for (sys::TcpSocketDiag& socket : TRY(diag.tcp(1U << tcp_syn_sent)))
     connecting_to_[socket.inode] = std::move(socket.peer);
   return {};
 }
@@ -192,19 +183,19 @@ Result<void> HeldSockets::hold(std::span<const int> sockets) {
 Result<void> HeldSockets::describe(int socket, image::Socket& out) const {
   if (!TRY(is_tcp(socket))) return describe_datagrams(socket, out);
   const tcp_info info = TRY(sys::read_tcp_info(socket));
-  if (info.tcpi_state == listening) {
+  if (info.tcpi_state == tcp_listening) {
     out.set_backlog(info.tcpi_sacked);
     return {};
   }
-  if (info.tcpi_state == closed) return {};
-  if (info.tcpi_state == syn_sent) {
+  if (info.tcpi_state == tcp_closed) return {};
+  if (info.tcpi_state == tcp_syn_sent) {
     struct stat st {};
     if (::fstat(socket, &st) != 0) return os_error("fstat");
     auto found = connecting_to_.find(st.st_ino);
     if (found == connecting_to_.end())
       return make_error(Errc::busy, "a connection is just being made");
     out.set_peer(found->second);
-    out.mutable_connection()->set_state(syn_sent);
+    out.mutable_connection()->set_state(tcp_syn_sent);
     return {};
   }
   return describe_connection(socket, out);
@@ -245,7 +236,7 @@ Result<std::string> reason_against(int socket) {
       instructions != 0)
     return std::string("is a TCP socket with a packet filter of its own, which can't move yet");
   const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
-  if (state == closed && was_connected(socket))
+  if (state == tcp_closed && was_connected(socket))
     return std::string(
         "is a TCP socket whose connection has ended on both sides, which can't move yet");
   return std::string();
@@ -255,7 +246,7 @@ Result<void> let_go(int socket, int reuse_address) {
   if (!TRY(is_tcp(socket))) return {};
   TRY(sys::allow_packets(socket));
   const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
-  if (state == listening || !TRY(sys::in_tcp_repair(socket))) return {};
+  if (state == tcp_listening || !TRY(sys::in_tcp_repair(socket))) return {};
   TRY(sys::set_tcp_repair(socket, sys::TcpRepair::off));
   TRY(sys::send_what_waits(socket));
   if (::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &reuse_address, sizeof reuse_address) != 0)

@@ -1,10 +1,10 @@
 #include "sockets/packets.h"
 
 #include <arpa/inet.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
-#include <netinet/tcp.h>
 #include <netinet/udp.h>
 
 #include <cstring>
@@ -15,6 +15,7 @@ namespace godwit::sockets {
 namespace {
 
 constexpr std::uint8_t hops = 64;
+constexpr std::uint8_t option_nothing = 1, option_timestamp = 8;
 
 void add_to_sum(std::uint64_t& sum, const void* data, std::size_t bytes) {
   const auto* at = static_cast<const std::uint8_t*>(data);
@@ -118,8 +119,8 @@ Result<Endpoints> from_peer(const std::string& local, const std::string& peer) {
 
 Result<void> send_segment(int netns, const Endpoints& ends, const Segment& segment) {
   struct [[gnu::packed]] {
-    std::uint8_t nothing[2] = {TCPOPT_NOP, TCPOPT_NOP};
-    std::uint8_t kind = TCPOPT_TIMESTAMP, bytes = TCPOLEN_TIMESTAMP;
+    std::uint8_t nothing[2] = {option_nothing, option_nothing};
+    std::uint8_t kind = option_timestamp, bytes = 10;
     std::uint32_t value = 0, echo = 0;
   } timestamp;
   static_assert(sizeof timestamp == 12);
@@ -132,7 +133,7 @@ Result<void> send_segment(int netns, const Endpoints& ends, const Segment& segme
   header.source = port(ends.from), header.dest = port(ends.to);
   header.seq = htonl(segment.sequence), header.ack_seq = htonl(segment.acknowledged);
   header.doff = static_cast<std::uint16_t>((sizeof header + options.size()) / 4) & 0xf;
-  header.th_flags = segment.flags;
+  header.fin = segment.ends, header.ack = 1;
   header.window = htons(segment.window);
   auto whole = [&] {
     return std::string(reinterpret_cast<const char*>(&header), sizeof header) + options;

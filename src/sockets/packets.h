@@ -19,12 +19,11 @@ struct Endpoints {
 // From the peer of a socket to it. An address of IPv4 in one of IPv6 is taken for what it is.
 Result<Endpoints> from_peer(const std::string& local, const std::string& peer);
 
-enum class TcpFlag : std::uint8_t { fin = 1, reset = 4, acknowledge = 16 };
-
+// An acknowledgement.
 struct Segment {
   std::uint32_t sequence = 0, acknowledged = 0;
   std::uint16_t window = 0;
-  std::uint8_t flags = 0;
+  bool ends = false;  // FIN
   // Echoed, by a peer that doesn't tell its own time (RFC 7323).
   std::optional<std::uint32_t> timestamp_echo;
 };

@@ -10,14 +10,13 @@
 #include "sockets/connection.h"
 #include "sockets/datagrams.h"
 #include "sockets/held_sockets.h"
+#include "sockets/tcp_state.h"
 #include "sys/namespaces.h"
 #include "sys/socket_options.h"
 #include "sys/tcp_repair.h"
 
 namespace godwit::sockets {
 namespace {
-
-constexpr std::uint32_t syn_sent = 2;  // include/net/tcp_states.h
 
 bool has_port(const std::string& address) {
   sockaddr_in in{};  // Both families have it at the same place.
@@ -87,7 +86,7 @@ Result<UniqueFd> RestoredSockets::make(const image::Socket& image) {
     TRY(restore_datagrams(socket.get(), netns_.get(), image));
     return socket;
   }
-  const bool connecting = image.has_connection() && image.connection().state() == syn_sent;
+  const bool connecting = image.has_connection() && image.connection().state() == tcp_syn_sent;
   if (image.has_connection() && !connecting) {
     TRY(restore_connection(socket.get(), netns_.get(), image));
     connections_.push_back({TRY(duplicate(socket.get())), options.reuse_address});
