@@ -30,6 +30,7 @@
 #include "base/log.h"
 #include "sockets/connection.h"
 #include "sockets/datagrams.h"
+#include "sockets/netlink_sockets.h"
 #include "sockets/tcp_state.h"
 #include "sys/namespaces.h"
 #include "sys/proc.h"
@@ -57,6 +58,11 @@ Result<bool> is_tcp(int socket) {
   return (family == AF_INET || family == AF_INET6) &&
          TRY(socket_number(socket, SO_TYPE)) == SOCK_STREAM &&
          TRY(socket_number(socket, SO_PROTOCOL)) == IPPROTO_TCP;
+}
+
+bool is_readable(int socket) {
+  pollfd asked{socket, POLLIN, 0};
+  return ::poll(&asked, 1, 0) > 0 && (asked.revents & POLLIN) != 0;
 }
 
 // Such a socket has no state but that it was one: it reads the end of its stream, not ENOTCONN.
@@ -90,6 +96,10 @@ HeldSockets::~HeldSockets() {
 
 Result<void> HeldSockets::take(std::span<const int> sockets) {
   for (int socket : sockets) {
+    // The kernel answers at once; the rest of a long answer comes as the program reads.
+    if (TRY(socket_number(socket, SO_DOMAIN)) == AF_NETLINK && is_readable(socket))
+      return make_error(Errc::busy,
+                        "an answer of the kernel waits to be read from a netlink socket");
     if (!TRY(is_tcp(socket))) continue;
     const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
     if (state == tcp_syn_received) return make_error(Errc::busy, "a connection is just being made");
@@ -181,7 +191,9 @@ Result<void> HeldSockets::hold(std::span<const int> sockets) {
 }
 
 Result<void> HeldSockets::describe(int socket, image::Socket& out) const {
-  if (!TRY(is_tcp(socket))) return describe_datagrams(socket, out);
+  if (out.family() == AF_NETLINK) return describe_netlink(socket, out);
+  if (out.protocol() == IPPROTO_UDP) return describe_datagrams(socket, out);
+  if (out.protocol() != IPPROTO_TCP) return {};  // Raw: what waits is lost, as packets may be.
   const tcp_info info = TRY(sys::read_tcp_info(socket));
   if (info.tcpi_state == tcp_listening) {
     out.set_backlog(info.tcpi_sacked);
@@ -220,9 +232,12 @@ Result<std::string> reason_against(int socket) {
   const int family = TRY(socket_number(socket, SO_DOMAIN));
   const int type = TRY(socket_number(socket, SO_TYPE));
   const int protocol = TRY(socket_number(socket, SO_PROTOCOL));
+  if (family == AF_NETLINK) return reason_against_netlink(protocol);
   if (family != AF_INET && family != AF_INET6)
     return fmt::format("is a socket of family {}, which can't move yet", family);
-  if (type == SOCK_DGRAM && protocol == IPPROTO_UDP) return std::string();
+  const bool pings = protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
+  if (type == SOCK_DGRAM && (protocol == IPPROTO_UDP || pings)) return std::string();
+  if (type == SOCK_RAW) return std::string();
   if (type != SOCK_STREAM || protocol != IPPROTO_TCP)
     return fmt::format("is a socket of type {} and protocol {}, which can't move yet", type,
                        protocol);

@@ -10,6 +10,7 @@
 #include "sockets/connection.h"
 #include "sockets/datagrams.h"
 #include "sockets/held_sockets.h"
+#include "sockets/netlink_sockets.h"
 #include "sockets/tcp_state.h"
 #include "sys/namespaces.h"
 #include "sys/socket_options.h"
@@ -80,10 +81,11 @@ Result<UniqueFd> RestoredSockets::make(const image::Socket& image) {
                                              static_cast<int>(image.protocol())));
   const Options options = options_of(image);
   TRY(sys::set_socket_options(socket.get(), options.early));
-  if (image.type() == SOCK_DGRAM) {
+  if (image.protocol() != IPPROTO_TCP || image.family() == AF_NETLINK) {
     TRY(set_reuse_address(socket.get(), options.reuse_address));
     TRY(sys::set_socket_options(socket.get(), options.late));
-    TRY(restore_datagrams(socket.get(), netns_.get(), image));
+    TRY(image.family() == AF_NETLINK ? restore_netlink(socket.get(), image)
+                                     : restore_datagrams(socket.get(), netns_.get(), image));
     return socket;
   }
   const bool connecting = image.has_connection() && image.connection().state() == tcp_syn_sent;

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/in6.h>
+#include <linux/netlink.h>
 #include <netinet/in.h>
 #include <linux/tcp.h>
 #include <sys/socket.h>
@@ -22,9 +23,12 @@
 #include <cstring>
 #include <iterator>
 
+#include "base/log.h"
+
 namespace godwit::sys {
 namespace {
 
+constexpr int raw_icmp_filter = 1;  // ICMP_FILTER, ICMPV6_FILTER
 constexpr int so_buf_lock = 72, so_rcvmark = 75, so_passpidfd = 76, so_passrights = 83, so_inq = 84;
 constexpr std::size_t value_bytes_max = 64;
 
@@ -113,6 +117,15 @@ constexpr Known known[] = {
     {IPPROTO_IPV6, IPV6_FREEBIND},
     {IPPROTO_IPV6, IPV6_TRANSPARENT},
     {IPPROTO_IPV6, IPV6_MINHOPCOUNT},
+    {SOL_RAW, raw_icmp_filter},
+    {IPPROTO_ICMPV6, raw_icmp_filter},
+    {SOL_NETLINK, NETLINK_PKTINFO},
+    {SOL_NETLINK, NETLINK_BROADCAST_ERROR},
+    {SOL_NETLINK, NETLINK_NO_ENOBUFS},
+    {SOL_NETLINK, NETLINK_LISTEN_ALL_NSID},
+    {SOL_NETLINK, NETLINK_CAP_ACK},
+    {SOL_NETLINK, NETLINK_EXT_ACK},
+    {SOL_NETLINK, NETLINK_GET_STRICT_CHK},
     {IPPROTO_TCP, TCP_CONGESTION},
     {IPPROTO_TCP, TCP_NODELAY},
     {IPPROTO_TCP, TCP_CORK},
@@ -148,6 +161,17 @@ bool is_of_multicast(Known option) {
   return option.level == IPPROTO_IPV6 &&
          (option.name == IPV6_MULTICAST_IF || option.name == IPV6_MULTICAST_HOPS ||
           option.name == IPV6_MULTICAST_LOOP || option.name == IPV6_MULTICAST_ALL);
+}
+
+bool can_have(int family, int type, Known option) {
+  if (option.level == SOL_SOCKET) return true;
+  if (family == AF_UNIX || family == AF_NETLINK)
+    return family == AF_NETLINK && option.level == SOL_NETLINK;
+  if (option.level == SOL_NETLINK) return false;
+  if (option.level == IPPROTO_TCP) return type == SOCK_STREAM;
+  if (option.level == SOL_RAW || option.level == IPPROTO_ICMPV6) return type == SOCK_RAW;
+  if (option.level == IPPROTO_IPV6 && family == AF_INET) return false;
+  return type != SOCK_STREAM || !is_of_multicast(option);
 }
 
 // Empty: this socket has no such option.
@@ -200,8 +224,7 @@ Result<std::vector<SocketOption>> socket_options(int socket) {
   const int family = TRY(own_option(socket, SO_DOMAIN)), type = TRY(own_option(socket, SO_TYPE));
   TRY(read_filter(socket, out));  // First: SO_LOCK_FILTER comes after it.
   for (const Known& option : known) {
-    if (family == AF_UNIX && option.level != SOL_SOCKET) continue;  // It is a matter of calls.
-    if (type == SOCK_STREAM && is_of_multicast(option)) continue;
+    if (!can_have(family, type, option)) continue;  // It is a matter of calls.
     std::string value = TRY(read_option(socket, option));
     if (!value.empty()) out.push_back({option.level, option.name, std::move(value)});
   }
@@ -238,8 +261,13 @@ Result<void> set_socket_options(int socket, std::span<const SocketOption> option
       continue;
     }
     if (::setsockopt(socket, option.level, option.name, option.value.data(),
-                     static_cast<socklen_t>(option.value.size())) != 0)
+                     static_cast<socklen_t>(option.value.size())) == 0)
+      continue;
+    // Nobody depends on how it is done that much.
+    if (option.level != IPPROTO_TCP || option.name != TCP_CONGESTION)
       return os_error(fmt::format("setsockopt({}, {})", option.level, option.name));
+    LOG(warn, "congestion control \"{}\" isn't there: a connection goes on with the default",
+        option.value.c_str());
   }
   return {};
 }
