@@ -53,8 +53,9 @@ Result<std::string> directory_link(pid_t pid, const char* name, bool& deleted) {
 }
 
 // Everything but the threads.
+// `inside`: asked after mappings were looked at, since it makes one.
 Result<void> describe_process_outside(pid_t pid, FileTable& files, const image::Process* earlier,
-                                      image::Process& out) {
+                                      image::Process& out, const LookInside& inside = {}) {
   sys::ProcStatus s = TRY(sys::read_status(pid));
   sys::ProcStat stat = TRY(sys::read_stat(pid, pid));
   out.set_pid(s.ns_tgid.back());
@@ -66,7 +67,7 @@ Result<void> describe_process_outside(pid_t pid, FileTable& files, const image::
     out.set_ppid(parent->ns_tgid[s.ns_pid.size() - 1]);
   UniqueFd pidfd = TRY(sys::open_pidfd(pid));
   TRY(describe_memory(pid, files, earlier ? &earlier->mm() : nullptr, *out.mutable_mm()));
-  TRY(files.describe_fds(pid, pidfd.get(), out));
+  TRY(files.describe_fds(pid, pidfd.get(), out, inside));
   for (const sys::ProcLimit& limit : TRY(sys::read_limits(pid))) {
     image::Rlimit& r = *out.add_rlimits();
     r.set_resource(limit.resource), r.set_soft(limit.soft), r.set_hard(limit.hard);
@@ -252,7 +253,8 @@ Result<void> gone_if_dead(pid_t pid, Result<void> result) {
 
 Result<void> describe_frozen(FrozenTree& tree, FrozenProcess& process, FileTable& files,
                              const image::Process* earlier, image::Process& out) {
-  TRY(describe_process_outside(process.pid, files, earlier, out));
+  auto inside = [&](std::span<const int> fds) { return look_at_fds(tree, process, fds); };
+  TRY(describe_process_outside(process.pid, files, earlier, out, inside));
   for (const FrozenThread& thread : process.threads)
     describe_thread_outside(TRY(thread.status.valid() ? sys::read_status(thread.status)
                                                       : sys::read_status(process.pid, thread.tid)),

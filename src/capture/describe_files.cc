@@ -25,6 +25,8 @@ namespace godwit::capture {
 namespace {
 
 constexpr std::uint32_t unnamed_file_bit = 0x4000'0000;
+constexpr std::size_t inside_fds_min =
+    8;  // Two stops of the process cost as much as /proc for a few.
 
 std::uint32_t private_id(std::uint64_t device, std::uint64_t inode) {
   std::uint64_t x = (device * 0x9e3779b97f4a7c15ULL) ^ inode;
@@ -212,8 +214,8 @@ Result<void> FileTable::classify(const Holder& holder, int fd, const sys::FdInfo
   return {};
 }
 
-Result<std::uint32_t> FileTable::open_file(const Holder& holder, int fd, const sys::FdInfo& info) {
-  struct stat st = TRY(stat_place(sys::proc_path(holder.pid, fmt::format("fd/{}", fd))));
+Result<std::uint32_t> FileTable::open_file(const Holder& holder, int fd, const struct stat& st,
+                                           const sys::FdInfo* known) {
   std::vector<Description>& same_object = met_[{st.st_dev, st.st_ino}];
   for (const Description& met : same_object) {
     if (TRY(sys::kcmp(holder.pid, met.pid, sys::KcmpType::file, static_cast<std::uint64_t>(fd),
@@ -222,7 +224,7 @@ Result<std::uint32_t> FileTable::open_file(const Holder& holder, int fd, const s
   }
   image::OpenFile file;
   file.set_id(static_cast<std::uint32_t>(capsule_.files_size()) + 1);
-  TRY(classify(holder, fd, info, st, file));
+  TRY(classify(holder, fd, known ? *known : TRY(sys::read_fdinfo(holder.pid, fd)), st, file));
   *capsule_.add_files() = file;
   same_object.push_back({holder.pid, fd, file.id()});
   return file.id();
@@ -237,8 +239,9 @@ Result<void> FileTable::describe_sockets(std::vector<UniqueFd>& in_flight) {
   const pid_t self = ::getpid();
   UniqueFd pidfd = TRY(sys::open_pidfd(self));
   auto describe = [&](UniqueFd fd) -> Result<std::uint32_t> {
-    const sys::FdInfo info = TRY(sys::read_fdinfo(self, fd.get()));
-    const std::uint32_t id = TRY(open_file({self, 0, pidfd.get()}, fd.get(), info));
+    struct stat st {};
+    if (::fstat(fd.get(), &st) != 0) return os_error("fstat");
+    const std::uint32_t id = TRY(open_file({self, 0, pidfd.get()}, fd.get(), st, nullptr));
     in_flight.push_back(std::move(fd));
     return id;
   };
@@ -249,21 +252,33 @@ Result<void> FileTable::describe_sockets(std::vector<UniqueFd>& in_flight) {
   return sockets_.describe(tree_.connections, {describe, pid_inside}, capsule_);
 }
 
-Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& process) {
+Result<std::uint32_t> FileTable::open_outside(const Holder& holder, int fd, bool& cloexec) {
+  const sys::FdInfo info = TRY(sys::read_fdinfo(holder.pid, fd));
+  cloexec = (info.flags & O_CLOEXEC) != 0;
+  const struct stat st = TRY(stat_place(sys::proc_path(holder.pid, fmt::format("fd/{}", fd))));
+  return open_file(holder, fd, st, &info);
+}
+
+Result<void> FileTable::describe_fds(pid_t pid, int pidfd, image::Process& process,
+                                     const LookInside& inside) {
   const Holder holder{pid, process.pid(), pidfd};
   pids_[pid] = process.pid();
-  for (int fd : TRY(sys::list_fds(pid))) {
-    Result<sys::FdInfo> info = sys::read_fdinfo(pid, fd);
-    Result<std::uint32_t> id = info.ok() ? open_file(holder, fd, *info) : info.error();
+  const std::vector<int> fds = TRY(sys::list_fds(pid));
+  std::vector<OwnLook> looks;
+  if (inside && fds.size() >= inside_fds_min) looks = TRY(inside(fds));
+  for (std::size_t i = 0; i < fds.size(); ++i) {
+    bool cloexec = !looks.empty() && looks[i].cloexec;
+    Result<std::uint32_t> id = looks.empty() ? open_outside(holder, fds[i], cloexec)
+                                             : open_file(holder, fds[i], looks[i].st, nullptr);
     if (!id.ok()) {
       // A running program may have closed it since it was listed: ENOENT in /proc, EBADF elsewhere.
       const int code = id.error().sys_errno();
       if (!stands_still_ && (code == ENOENT || code == EBADF)) continue;
-      return std::move(id).error().with(fmt::format("descriptor {}", fd));
+      return std::move(id).error().with(fmt::format("descriptor {}", fds[i]));
     }
     image::Fd& out = *process.add_fds();
-    out.set_fd(fd);
-    out.set_cloexec((info->flags & O_CLOEXEC) != 0);
+    out.set_fd(fds[i]);
+    out.set_cloexec(cloexec);
     out.set_file(*id);
   }
   return {};

@@ -4,11 +4,13 @@
 
 #include "capture/describe_inside.h"
 
+#include <fcntl.h>
 #include <linux/ioprio.h>
 #include <linux/membarrier.h>
 #include <linux/prctl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sys/time.h>
@@ -510,6 +512,34 @@ Result<void> describe_inside(FrozenTree& tree, FrozenProcess& process, image::Pr
     out.mutable_threads(i)->set_regs(&regs, sizeof regs);
   }
   return {};
+}
+
+Result<std::vector<OwnLook>> look_at_fds(FrozenTree& tree, FrozenProcess& process,
+                                         std::span<const int> fds) {
+  sys::RemoteProcess* remote = TRY(tree.remote(process));
+  TRY(remote->map_arena(process.threads.front()));
+  std::vector<OwnLook> looks;
+  looks.reserve(fds.size());
+  while (looks.size() < fds.size()) {
+    sys::RemoteBatch batch(*remote);
+    std::vector<std::pair<std::size_t, RemoteAddr>> asked;
+    for (std::size_t i = looks.size(); i < fds.size() && batch.has_room(2, sizeof(struct stat));
+         ++i) {
+      const RemoteAddr st = batch.space(sizeof(struct stat));
+      asked.emplace_back(batch.call(SYS_fcntl, fds[i], F_GETFD), st);
+      batch.call(SYS_fstat, fds[i], st);
+    }
+    TRY(remote->run(process.threads.front(), batch));
+    for (const auto& [first, st] : asked) {
+      const std::int64_t flags = batch.result(first), told = batch.result(first + 1);
+      if (flags < 0 || told < 0)
+        return os_error(
+            fmt::format("fstat({}) in process {}", fds[looks.size()], process.pid_inside),
+            static_cast<int>(-std::min(flags, told)));
+      looks.push_back({(flags & FD_CLOEXEC) != 0, batch.get<struct stat>(st)});
+    }
+  }
+  return looks;
 }
 
 Result<bool> is_stop_waited_for(FrozenTree& tree, pid_t parent, pid_t stopped) {

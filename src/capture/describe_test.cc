@@ -580,8 +580,8 @@ TEST(Preflight, NamesEveryReason) {
   ASSERT_TRUE(tree.ok()) << tree.error().what();
   Result<std::vector<std::string>> reasons = preflight(tree->ref());
   ASSERT_TRUE(reasons.ok()) << reasons.error().what();
-  for (const char* part : {"descriptor 50", "an inotify instance", "a pidfd", "holds a lock",
-                           "share descriptors"}) {
+  for (const char* part :
+       {"descriptor 50", "an inotify instance", "a pidfd", "holds a lock", "share descriptors"}) {
     EXPECT_TRUE(std::any_of(reasons->begin(), reasons->end(), [&](const std::string& reason) {
       return reason.find(part) != std::string::npos;
     })) << part;
