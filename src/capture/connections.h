@@ -16,7 +16,7 @@ class Connections {
   // All sockets of the tree but those of AF_UNIX, as copies of ours that live until the tree goes
   // on or is given up. From here nothing comes in or goes out. Errc::busy: not now (somebody is
   // being accepted just then), traffic flows again; the same may succeed when the program has gone
-  // on for a while. Preconditions: the tree stands still.
+  // on for a while. Preconditions: the tree stands still, also if we die.
   virtual Result<void> hold(std::span<const int> sockets) = 0;
 
   // Why it can't move ("is a TCP socket of which..."); empty: it can. Preconditions: the tree

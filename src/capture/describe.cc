@@ -300,6 +300,9 @@ Result<void> FrozenTree::describe(image::Capsule& capsule, const image::Capsule*
   for (image::Process& process : *capsule.mutable_processes())
     if (process.stop_signal() != 0)
       process.set_stop_waited_for(TRY(is_stop_waited_for(*this, process.ppid(), process.pid())));
+  // A program that our death lets go on would find its connections held; so it is kept until
+  // somebody has let go of them, and nothing is injected any more.
+  if (!files.sockets().empty()) TRY(seal());
   TRY(files.describe_sockets(in_flight_));  // Pipes can come along as messages.
   finish_connects(capsule);
   TRY(files.pipes().describe_with_content(capsule));

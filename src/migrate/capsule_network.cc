@@ -24,6 +24,9 @@ Result<void> let_sockets_go(pid_t pid) {
 
 Result<void> recover_traffic(capsule::Shell& shell) {
   TRY(shell.gate(true));
+  // Nobody holds sockets of a program that could run. And one that runs may own its sockets' locks
+  // for as long as it waits for a missing page, which may be as long as it waits for us.
+  if (!TRY(shell.tree().is_held())) return {};
   for (pid_t pid : TRY(shell.tree().pids())) {
     Result<void> gone = let_sockets_go(pid);
     if (!gone.ok() && !sys::is_exiting(pid))

@@ -31,7 +31,7 @@ class CapsuleNetwork : public capture::Connections {
   sockets::HeldSockets held_;
 };
 
-// After the death of a worker, before the program goes on: its sockets work.
+// After the death of a worker, before the program goes on, if it doesn't yet: its sockets work.
 Result<void> recover_traffic(capsule::Shell& shell);
 
 }  // namespace godwit::migrate

@@ -365,6 +365,13 @@ Result<bool> CgroupGroup::is_frozen() const {
   return TRY(read_file(place->path + "/freezer.state")) == "FROZEN\n";
 }
 
+Result<bool> CgroupGroup::is_held() const {
+  const Place* place = freezer_place();
+  if (place == nullptr) return make_error(Errc::unsupported, "cgroup {}: no freezer", name_);
+  if (place->hierarchy.v2) return TRY(read_file(place->path + "/cgroup.freeze")) == "1\n";
+  return TRY(read_file(place->path + "/freezer.state")) != "THAWED\n";
+}
+
 Result<void> CgroupGroup::set_cpu_quota(double cores) const {
   const Place* place = with_controller("cpu");
   if (place == nullptr) return make_error(Errc::unsupported, "cgroup {}: no cpu controller", name_);

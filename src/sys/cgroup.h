@@ -60,6 +60,8 @@ class CgroupGroup {
   Result<void> freeze() const;
   Result<void> thaw() const;
   Result<bool> is_frozen() const;
+  // It was told to freeze and not to thaw, whether all have come to rest or not.
+  Result<bool> is_held() const;
 
   // As a fraction of one core: 1.5 is one and a half. 0 removes the limit.
   Result<void> set_cpu_quota(double cores) const;
