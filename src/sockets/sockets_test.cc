@@ -219,9 +219,10 @@ TEST(Sockets, LetGoTheyAreAsBefore) {
   bool gate_open = true;
   const auto options = [&] {
     std::vector<std::string> values;
-    for (int socket : {pair.listener.get(), pair.client.get(), pair.server.get()})
-      for (const sys::SocketOption& option : sys::socket_options(socket).value())
-        values.push_back(option.value);
+    for (int socket : {pair.listener.get(), pair.client.get(), pair.server.get()}) {
+      const std::vector<sys::SocketOption> all = sys::socket_options(socket).value();
+      for (const sys::SocketOption& option : all) values.push_back(option.value);
+    }
     return values;
   };
   const auto before = options();
