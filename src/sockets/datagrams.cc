@@ -95,8 +95,7 @@ Result<void> restore_datagrams(int socket, int netns, const image::Socket& image
     return reinterpret_cast<const sockaddr*>(bytes.data());
   };
   auto size = [](const std::string& bytes) { return static_cast<socklen_t>(bytes.size()); };
-  const bool raw = image.type() == SOCK_RAW;  // Its port is its protocol.
-  if ((raw || port_of(image.local()) != 0) &&
+  if (port_of(image.local()) != 0 &&
       ::bind(socket, address(image.local()), size(image.local())) != 0)
     return os_error("bind");
   if (!image.peer().empty() && ::connect(socket, address(image.peer()), size(image.peer())) != 0)

@@ -1,4 +1,4 @@
-// Sockets of datagrams: what waits to be read goes along with UDP, though nobody may rely on it.
+// Sockets of datagrams (UDP): what waits to be read goes along, though nobody may rely on it.
 #pragma once
 
 #include "base/result.h"
@@ -6,7 +6,7 @@
 
 namespace godwit::sockets {
 
-// Of UDP. Nothing is taken out.
+// Nothing is taken out.
 Result<void> describe_datagrams(int socket, image::Socket& out);
 
 // `socket`: a new one with its options set. Bound, connected and filled.

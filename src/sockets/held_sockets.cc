@@ -192,8 +192,7 @@ Result<void> HeldSockets::hold(std::span<const int> sockets) {
 
 Result<void> HeldSockets::describe(int socket, image::Socket& out) const {
   if (out.family() == AF_NETLINK) return describe_netlink(socket, out);
-  if (out.protocol() == IPPROTO_UDP) return describe_datagrams(socket, out);
-  if (out.protocol() != IPPROTO_TCP) return {};  // Raw: what waits is lost, as packets may be.
+  if (!TRY(is_tcp(socket))) return describe_datagrams(socket, out);
   const tcp_info info = TRY(sys::read_tcp_info(socket));
   if (info.tcpi_state == tcp_listening) {
     out.set_backlog(info.tcpi_sacked);
@@ -235,9 +234,8 @@ Result<std::string> reason_against(int socket) {
   if (family == AF_NETLINK) return reason_against_netlink(protocol);
   if (family != AF_INET && family != AF_INET6)
     return fmt::format("is a socket of family {}, which can't move yet", family);
-  const bool pings = protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
-  if (type == SOCK_DGRAM && (protocol == IPPROTO_UDP || pings)) return std::string();
-  if (type == SOCK_RAW) return std::string();
+  // Of others (raw, ping) nothing here tells whether they are connected: they have no ports.
+  if (type == SOCK_DGRAM && protocol == IPPROTO_UDP) return std::string();
   if (type != SOCK_STREAM || protocol != IPPROTO_TCP)
     return fmt::format("is a socket of type {} and protocol {}, which can't move yet", type,
                        protocol);

@@ -28,7 +28,6 @@
 namespace godwit::sys {
 namespace {
 
-constexpr int raw_icmp_filter = 1;  // ICMP_FILTER, ICMPV6_FILTER
 constexpr int so_buf_lock = 72, so_rcvmark = 75, so_passpidfd = 76, so_passrights = 83, so_inq = 84;
 constexpr std::size_t value_bytes_max = 64;
 
@@ -117,8 +116,6 @@ constexpr Known known[] = {
     {IPPROTO_IPV6, IPV6_FREEBIND},
     {IPPROTO_IPV6, IPV6_TRANSPARENT},
     {IPPROTO_IPV6, IPV6_MINHOPCOUNT},
-    {SOL_RAW, raw_icmp_filter},
-    {IPPROTO_ICMPV6, raw_icmp_filter},
     {SOL_NETLINK, NETLINK_PKTINFO},
     {SOL_NETLINK, NETLINK_BROADCAST_ERROR},
     {SOL_NETLINK, NETLINK_NO_ENOBUFS},
@@ -169,7 +166,6 @@ bool can_have(int family, int type, Known option) {
     return family == AF_NETLINK && option.level == SOL_NETLINK;
   if (option.level == SOL_NETLINK) return false;
   if (option.level == IPPROTO_TCP) return type == SOCK_STREAM;
-  if (option.level == SOL_RAW || option.level == IPPROTO_ICMPV6) return type == SOCK_RAW;
   if (option.level == IPPROTO_IPV6 && family == AF_INET) return false;
   return type != SOCK_STREAM || !is_of_multicast(option);
 }
