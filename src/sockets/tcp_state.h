@@ -11,6 +11,7 @@ enum TcpState : std::uint8_t {
   tcp_syn_received = 3,
   tcp_fin_wait1 = 4,
   tcp_fin_wait2 = 5,
+  tcp_time_wait = 6,
   tcp_closed = 7,
   tcp_close_wait = 8,
   tcp_last_ack = 9,
