@@ -16,14 +16,6 @@
 namespace godwit::capture {
 namespace {
 
-Result<int> number(int socket, int name) {
-  int value = 0;
-  socklen_t bytes = sizeof value;
-  if (::getsockopt(socket, SOL_SOCKET, name, &value, &bytes) != 0)
-    return os_error(fmt::format("getsockopt(SOL_SOCKET, {})", name));
-  return value;
-}
-
 Result<std::string> address(int socket, bool peer) {
   sockaddr_storage storage{};
   socklen_t bytes = sizeof storage;
@@ -45,7 +37,7 @@ Result<void> describe_common(const SocketEntry& entry, image::Socket& out) {
   out.set_uid(entry.st.st_uid), out.set_gid(entry.st.st_gid);
   out.set_local(TRY(address(socket, false)));
   out.set_peer(TRY(address(socket, true)));
-  out.set_listening(TRY(number(socket, SO_ACCEPTCONN)) != 0);
+  out.set_listening(TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_ACCEPTCONN)) != 0);
   for (sys::SocketOption& option : TRY(sys::socket_options(socket))) {
     image::SocketOption& made = *out.add_options();
     made.set_level(static_cast<std::uint32_t>(option.level));
@@ -65,9 +57,9 @@ Result<std::uint32_t> SocketTable::add(UniqueFd copy, const struct stat& st,
   entry.id = known->second;
   entry.st = st;
   entry.whose = whose;
-  entry.family = TRY(number(copy.get(), SO_DOMAIN));
-  entry.type = TRY(number(copy.get(), SO_TYPE));
-  entry.protocol = TRY(number(copy.get(), SO_PROTOCOL));
+  entry.family = TRY(sys::int_socket_option(copy.get(), SOL_SOCKET, SO_DOMAIN));
+  entry.type = TRY(sys::int_socket_option(copy.get(), SOL_SOCKET, SO_TYPE));
+  entry.protocol = TRY(sys::int_socket_option(copy.get(), SOL_SOCKET, SO_PROTOCOL));
   entry.copy = std::move(copy);
   return entry.id;
 }

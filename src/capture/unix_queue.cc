@@ -30,6 +30,7 @@
 
 #include "base/io.h"
 #include "sys/proc.h"
+#include "sys/socket_options.h"
 
 namespace godwit::capture {
 namespace {
@@ -45,14 +46,6 @@ struct Look {
   std::vector<UniqueFd> files;
   std::optional<ucred> credentials;
 };
-
-Result<int> peek_offset(int socket) {
-  int offset = -1;
-  socklen_t bytes = sizeof offset;
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &offset, &bytes) != 0)
-    return os_error("getsockopt(SO_PEEK_OFF)");
-  return offset;
-}
 
 void take_control(msghdr& header, Look& look) {
   for (cmsghdr* part = CMSG_FIRSTHDR(&header); part != nullptr; part = CMSG_NXTHDR(&header, part)) {
@@ -73,7 +66,7 @@ void take_control(msghdr& header, Look& look) {
 class Queue {
  public:
   static Result<Queue> of(int socket) {
-    const int offset = TRY(peek_offset(socket));
+    const int offset = TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_PEEK_OFF));
     return Queue(socket, offset);
   }
   Queue(Queue&& other) noexcept : socket_(other.socket_), before_(other.before_), now_(other.now_) {
@@ -136,8 +129,7 @@ class Queue {
   Queue(int socket, int before) : socket_(socket), before_(before), now_(before) {}
   Result<void> set(int offset) {
     if (now_ == offset) return {};
-    if (::setsockopt(socket_, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset) != 0)
-      return os_error(fmt::format("setsockopt(SO_PEEK_OFF, {})", offset));
+    TRY(sys::set_int_socket_option(socket_, SOL_SOCKET, SO_PEEK_OFF, offset));
     now_ = offset;
     return {};
   }

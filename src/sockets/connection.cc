@@ -62,11 +62,6 @@ Result<void> write_all(int socket, const std::string& data, const char* what) {
 // shutdown(SHUT_RD): the peer doesn't learn of it.
 constexpr std::uint32_t shut_for_reading = 1;
 
-bool reads_no_more(int socket) {
-  pollfd asked{socket, POLLRDHUP, 0};
-  return ::poll(&asked, 1, 0) > 0 && (asked.revents & POLLRDHUP) != 0;
-}
-
 tcp_repair_window window_of(const image::TcpWindow& w) {
   tcp_repair_window window{};
   window.snd_wl1 = w.snd_wl1(), window.snd_wnd = w.snd_wnd(), window.max_window = w.max_window();
@@ -159,7 +154,7 @@ Result<void> describe_connection(int socket, image::Socket& image) {
   out.set_unsent(queue.substr(data - unsent));
   out.set_received(TRY(sys::peek_tcp_queue(socket, sys::TcpQueue::receive, unread)));
   TRY(sys::choose_tcp_queue(socket, sys::TcpQueue::none));
-  if (!got_fin(out.state()) && reads_no_more(socket)) image.set_shutdown(shut_for_reading);
+  if (!got_fin(out.state()) && sys::polls(socket, POLLRDHUP)) image.set_shutdown(shut_for_reading);
   out.set_mss(static_cast<std::uint32_t>(TRY(sys::int_tcp_option(socket, TCP_MAXSEG))));
   out.set_options(info.tcpi_options);
   out.set_send_scale(info.tcpi_snd_wscale), out.set_receive_scale(info.tcpi_rcv_wscale);

@@ -6,20 +6,14 @@
 
 #include <cstring>
 
-#include "base/guard.h"
 #include "sockets/packets.h"
+#include "sys/socket_options.h"
 
 namespace godwit::sockets {
 namespace {
 
 constexpr std::size_t datagram_bytes_max = 64 * 1024;
 constexpr int errors_max = 4;
-
-Result<void> set_peek_offset(int socket, int offset) {
-  if (::setsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset) != 0)
-    return os_error(fmt::format("setsockopt(SO_PEEK_OFF, {})", offset));
-  return {};
-}
 
 // Where it is bound to every address, which one it was sent to is forgotten.
 std::string to_somewhere(std::string local) {
@@ -53,20 +47,11 @@ std::string destination(const std::string& local, const std::string& from) {
   return std::string(reinterpret_cast<const char*>(&in6), sizeof in6);
 }
 
-std::uint16_t port_of(const std::string& address) {
-  sockaddr_in in{};  // Both families have it at the same place.
-  std::memcpy(&in, address.data(), std::min(address.size(), sizeof in));
-  return in.sin_port;
-}
-
 }  // namespace
 
 Result<void> describe_datagrams(int socket, image::Socket& out) {
-  int before = -1;
-  socklen_t bytes = sizeof before;
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEEK_OFF, &before, &bytes) != 0)
-    return os_error("getsockopt(SO_PEEK_OFF)");
-  TRY(set_peek_offset(socket, 0));
+  const int before = TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_PEEK_OFF));
+  TRY(sys::set_int_socket_option(socket, SOL_SOCKET, SO_PEEK_OFF, 0));
   Result<void> done;
   std::string data(datagram_bytes_max, '\0');
   int errors_taken = 0;
@@ -86,7 +71,7 @@ Result<void> describe_datagrams(int socket, image::Socket& out) {
     message.set_data(data.data(), static_cast<std::size_t>(n));
     message.set_from(&from, from_bytes);
   }
-  TRY(set_peek_offset(socket, before));
+  TRY(sys::set_int_socket_option(socket, SOL_SOCKET, SO_PEEK_OFF, before));
   return done;
 }
 
@@ -95,8 +80,7 @@ Result<void> restore_datagrams(int socket, int netns, const image::Socket& image
     return reinterpret_cast<const sockaddr*>(bytes.data());
   };
   auto size = [](const std::string& bytes) { return static_cast<socklen_t>(bytes.size()); };
-  if (port_of(image.local()) != 0 &&
-      ::bind(socket, address(image.local()), size(image.local())) != 0)
+  if (has_port(image.local()) && ::bind(socket, address(image.local()), size(image.local())) != 0)
     return os_error("bind");
   if (!image.peer().empty() && ::connect(socket, address(image.peer()), size(image.peer())) != 0)
     return os_error("connect");

@@ -35,6 +35,7 @@
 #include "sys/namespaces.h"
 #include "sys/proc.h"
 #include "sys/sock_diag.h"
+#include "sys/socket_options.h"
 #include "sys/tcp_repair.h"
 
 namespace godwit::sockets {
@@ -45,30 +46,11 @@ constexpr timespec drain_look{0, 50'000};
 constexpr timespec idle_look_first{0, 500'000};
 constexpr long idle_look_ns_max = 10'000'000;
 
-Result<int> socket_number(int socket, int name) {
-  int value = 0;
-  socklen_t bytes = sizeof value;
-  if (::getsockopt(socket, SOL_SOCKET, name, &value, &bytes) != 0)
-    return os_error(fmt::format("getsockopt(SOL_SOCKET, {})", name));
-  return value;
-}
-
 Result<bool> is_tcp(int socket) {
-  const int family = TRY(socket_number(socket, SO_DOMAIN));
+  const int family = TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_DOMAIN));
   return (family == AF_INET || family == AF_INET6) &&
-         TRY(socket_number(socket, SO_TYPE)) == SOCK_STREAM &&
-         TRY(socket_number(socket, SO_PROTOCOL)) == IPPROTO_TCP;
-}
-
-bool is_readable(int socket) {
-  pollfd asked{socket, POLLIN, 0};
-  return ::poll(&asked, 1, 0) > 0 && (asked.revents & POLLIN) != 0;
-}
-
-// Such a socket has no state but that it was one: it reads the end of its stream, not ENOTCONN.
-bool was_connected(int socket) {
-  pollfd asked{socket, POLLRDHUP, 0};
-  return ::poll(&asked, 1, 0) > 0 && (asked.revents & POLLRDHUP) != 0;
+         TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_TYPE)) == SOCK_STREAM &&
+         TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_PROTOCOL)) == IPPROTO_TCP;
 }
 
 // Sockets of the network namespace that have a place in the table of connections.
@@ -97,7 +79,8 @@ HeldSockets::~HeldSockets() {
 Result<void> HeldSockets::take(std::span<const int> sockets) {
   for (int socket : sockets) {
     // The kernel answers at once; the rest of a long answer comes as the program reads.
-    if (TRY(socket_number(socket, SO_DOMAIN)) == AF_NETLINK && is_readable(socket))
+    if (TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_DOMAIN)) == AF_NETLINK &&
+        sys::polls(socket, POLLIN))
       return make_error(Errc::busy,
                         "an answer of the kernel waits to be read from a netlink socket");
     if (!TRY(is_tcp(socket))) continue;
@@ -110,7 +93,8 @@ Result<void> HeldSockets::take(std::span<const int> sockets) {
     else if (state == tcp_listening)
       listeners_.push_back(std::move(copy));
     else
-      connections_.push_back({std::move(copy), TRY(socket_number(socket, SO_REUSEADDR))});
+      connections_.push_back(
+          {std::move(copy), TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_REUSEADDR))});
   }
   return {};
 }
@@ -228,9 +212,9 @@ Result<void> HeldSockets::release() {
 }
 
 Result<std::string> reason_against(int socket) {
-  const int family = TRY(socket_number(socket, SO_DOMAIN));
-  const int type = TRY(socket_number(socket, SO_TYPE));
-  const int protocol = TRY(socket_number(socket, SO_PROTOCOL));
+  const int family = TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_DOMAIN));
+  const int type = TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_TYPE));
+  const int protocol = TRY(sys::int_socket_option(socket, SOL_SOCKET, SO_PROTOCOL));
   if (family == AF_NETLINK) return reason_against_netlink(protocol);
   if (family != AF_INET && family != AF_INET6)
     return fmt::format("is a socket of family {}, which can't move yet", family);
@@ -249,7 +233,8 @@ Result<std::string> reason_against(int socket) {
       instructions != 0)
     return std::string("is a TCP socket with a packet filter of its own, which can't move yet");
   const std::uint8_t state = TRY(sys::read_tcp_info(socket)).tcpi_state;
-  if (state == tcp_closed && was_connected(socket))
+  // It has no state but that it was one: it reads the end of its stream, not ENOTCONN.
+  if (state == tcp_closed && sys::polls(socket, POLLRDHUP))
     return std::string(
         "is a TCP socket whose connection has ended on both sides, which can't move yet");
   return std::string();
@@ -262,9 +247,7 @@ Result<void> let_go(int socket, int reuse_address) {
   if (state == tcp_listening || !TRY(sys::in_tcp_repair(socket))) return {};
   TRY(sys::set_tcp_repair(socket, sys::TcpRepair::off));
   TRY(sys::send_what_waits(socket));
-  if (::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &reuse_address, sizeof reuse_address) != 0)
-    return os_error("setsockopt(SO_REUSEADDR)");
-  return {};
+  return sys::set_int_socket_option(socket, SOL_SOCKET, SO_REUSEADDR, reuse_address);
 }
 
 }  // namespace godwit::sockets

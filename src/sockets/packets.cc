@@ -110,6 +110,12 @@ Result<sockaddr_storage> plain(const std::string& address) {
 
 }  // namespace
 
+bool has_port(const std::string& address) {
+  sockaddr_in in{};  // Both families have it at the same place.
+  std::memcpy(&in, address.data(), std::min(address.size(), sizeof in));
+  return in.sin_port != 0;
+}
+
 Result<Endpoints> from_peer(const std::string& local, const std::string& peer) {
   Endpoints ends{TRY(plain(peer)), TRY(plain(local))};
   if (ends.from.ss_family != ends.to.ss_family)

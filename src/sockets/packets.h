@@ -12,6 +12,9 @@
 
 namespace godwit::sockets {
 
+// Of an address of IPv4 or IPv6.
+bool has_port(const std::string& address);
+
 struct Endpoints {
   sockaddr_storage from{}, to{};  // Of one family: AF_INET or AF_INET6.
 };

@@ -11,6 +11,7 @@
 #include "sockets/datagrams.h"
 #include "sockets/held_sockets.h"
 #include "sockets/netlink_sockets.h"
+#include "sockets/packets.h"
 #include "sockets/tcp_state.h"
 #include "sys/namespaces.h"
 #include "sys/socket_options.h"
@@ -18,12 +19,6 @@
 
 namespace godwit::sockets {
 namespace {
-
-bool has_port(const std::string& address) {
-  sockaddr_in in{};  // Both families have it at the same place.
-  std::memcpy(&in, address.data(), std::min(address.size(), sizeof in));
-  return in.sin_port != 0;
-}
 
 struct Options {
   std::vector<sys::SocketOption> early, late;
@@ -45,9 +40,7 @@ Options options_of(const image::Socket& image) {
 }
 
 Result<void> set_reuse_address(int socket, int value) {
-  if (::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &value, sizeof value) != 0)
-    return os_error(fmt::format("setsockopt(SO_REUSEADDR, {})", value));
-  return {};
+  return sys::set_int_socket_option(socket, SOL_SOCKET, SO_REUSEADDR, value);
 }
 
 // Whatever becomes of it, the program sees as it would have. A thread that waits in connect(2)

@@ -16,6 +16,7 @@
 #include <linux/in6.h>
 #include <linux/netlink.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <linux/tcp.h>
 #include <sys/socket.h>
 
@@ -205,19 +206,31 @@ Result<void> attach_filter(int socket, const std::string& filter) {
   return {};
 }
 
-Result<int> own_option(int socket, int name) {
+}  // namespace
+
+Result<int> int_socket_option(int socket, int level, int name) {
   int value = 0;
   socklen_t bytes = sizeof value;
-  if (::getsockopt(socket, SOL_SOCKET, name, &value, &bytes) != 0)
-    return os_error(fmt::format("getsockopt(SOL_SOCKET, {})", name));
+  if (::getsockopt(socket, level, name, &value, &bytes) != 0)
+    return os_error(fmt::format("getsockopt({}, {})", level, name));
   return value;
 }
 
-}  // namespace
+Result<void> set_int_socket_option(int socket, int level, int name, int value) {
+  if (::setsockopt(socket, level, name, &value, sizeof value) != 0)
+    return os_error(fmt::format("setsockopt({}, {}, {})", level, name, value));
+  return {};
+}
+
+bool polls(int socket, short event) {
+  pollfd asked{socket, event, 0};
+  return ::poll(&asked, 1, 0) > 0 && (asked.revents & event) != 0;
+}
 
 Result<std::vector<SocketOption>> socket_options(int socket) {
   std::vector<SocketOption> out;
-  const int family = TRY(own_option(socket, SO_DOMAIN)), type = TRY(own_option(socket, SO_TYPE));
+  const int family = TRY(int_socket_option(socket, SOL_SOCKET, SO_DOMAIN));
+  const int type = TRY(int_socket_option(socket, SOL_SOCKET, SO_TYPE));
   TRY(read_filter(socket, out));  // First: SO_LOCK_FILTER comes after it.
   for (const Known& option : known) {
     if (!can_have(family, type, option)) continue;  // It is a matter of calls.

@@ -1,5 +1,5 @@
-// Options of sockets, as a list that is read here and set there. What has a meaning of its own
-// while a connection is made or repaired (TCP_REPAIR, TCP_ULP...) isn't in it.
+// Options of sockets, one by one and as a list that is read here and set there. What has a meaning
+// of its own while a connection is made or repaired (TCP_REPAIR, TCP_ULP...) isn't in it.
 #pragma once
 
 #include <span>
@@ -14,6 +14,12 @@ struct SocketOption {
   int level = 0, name = 0;
   std::string value;  // As getsockopt gives it.
 };
+
+Result<int> int_socket_option(int socket, int level, int name);
+Result<void> set_int_socket_option(int socket, int level, int name, int value);
+
+// Whether poll(2) shows this event (POLLIN...) now.
+bool polls(int socket, short event);
 
 // Every option known here that this socket has.
 Result<std::vector<SocketOption>> socket_options(int socket);

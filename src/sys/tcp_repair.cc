@@ -11,6 +11,8 @@
 #include <cstring>
 #include <span>
 
+#include "sys/socket_options.h"
+
 namespace godwit::sys {
 namespace {
 
@@ -25,17 +27,11 @@ Result<std::uint32_t> queued(int socket, unsigned long request, const char* name
 }  // namespace
 
 Result<int> int_tcp_option(int socket, int name) {
-  int value = 0;
-  socklen_t bytes = sizeof value;
-  if (::getsockopt(socket, IPPROTO_TCP, name, &value, &bytes) != 0)
-    return os_error(fmt::format("getsockopt(IPPROTO_TCP, {})", name));
-  return value;
+  return int_socket_option(socket, IPPROTO_TCP, name);
 }
 
 Result<void> set_int_tcp_option(int socket, int name, int value) {
-  if (::setsockopt(socket, IPPROTO_TCP, name, &value, sizeof value) != 0)
-    return os_error(fmt::format("setsockopt(IPPROTO_TCP, {}, {})", name, value));
-  return {};
+  return set_int_socket_option(socket, IPPROTO_TCP, name, value);
 }
 
 Result<void> set_tcp_repair(int socket, TcpRepair mode) {
